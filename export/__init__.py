@@ -1,0 +1,1 @@
+"""Export commands: a trained run in, a versioned SavedModel out."""

@@ -1,0 +1,20 @@
+"""GaterNet for TensorFlow: CNN filters switched on and off for each image (CVPR 2019).
+
+Importing the package registers its layers with Keras, so that a saved model loads.
+"""
+
+from gaternet_tf import layers, losses, models
+from gaternet_tf.errors import UserError
+from gaternet_tf.models import GateMap, build_gaternet, gate_map
+from gaternet_tf.version import __version__
+
+__all__ = [
+    "GateMap",
+    "UserError",
+    "__version__",
+    "build_gaternet",
+    "gate_map",
+    "layers",
+    "losses",
+    "models",
+]

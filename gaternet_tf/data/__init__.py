@@ -1,0 +1,17 @@
+"""Datasets, all read through TFDS, and what happens to their pictures before the network."""
+
+from gaternet_tf.data.augmentation import Augmentation
+from gaternet_tf.data.pipeline import channel_statistics, evaluation_batches, training_batches
+from gaternet_tf.data.preprocessing import Preprocessing
+from gaternet_tf.data.sources import STATISTICS, Dataset, open_dataset
+
+__all__ = [
+    "STATISTICS",
+    "Augmentation",
+    "Dataset",
+    "Preprocessing",
+    "channel_statistics",
+    "evaluation_batches",
+    "open_dataset",
+    "training_batches",
+]

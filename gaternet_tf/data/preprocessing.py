@@ -1,0 +1,64 @@
+"""From a picture to the network's input: one implementation for training, evaluation and export."""
+
+import dataclasses
+
+import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """Size of the pictures a network takes, and how their values are normalised.
+
+    `mean` and `std` have one entry a channel, on the scale on which a pixel runs from 0 to 1.
+    """
+
+    height: int
+    width: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        return (self.height, self.width, self.channels)
+
+    def normalize(self, images):
+        """uint8 [batch, height, width, channels] to float32 with mean 0 and deviation 1."""
+        scaled = tf.cast(images, tf.float32) / 255.0
+        return (scaled - tf.constant(self.mean)) / tf.constant(self.std)
+
+    def fit(self, image):
+        """uint8 [h, w, 1 or 3] of any size to uint8 [height, width, channels].
+
+        Bilinear with antialiasing (as Pillow does it), which leaves a picture of the right size
+        as it is to the last bit.
+        """
+        if self.channels == 1 and image.shape[-1] == 3:
+            image = tf.image.rgb_to_grayscale(image)
+        elif self.channels == 3 and image.shape[-1] == 1:
+            image = tf.image.grayscale_to_rgb(image)
+        resized = tf.image.resize(image, (self.height, self.width), antialias=True)
+        resized = tf.saturate_cast(tf.round(resized), tf.uint8)
+        return tf.ensure_shape(resized, self.shape)
+
+    def decode(self, encoded):
+        """JPEG, PNG, BMP or the first frame of a GIF (string scalar) to what `fit` returns."""
+        # BMP knows no grey and "channels=1" means another formula in each format, so every
+        # picture is decoded to RGB, and `fit` makes it grey where the network wants grey.
+        image = tf.cond(
+            tf.io.is_jpeg(encoded),
+            lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE"),
+            lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
+        )
+        return self.fit(tf.ensure_shape(image, (None, None, 3)))
+
+    def to_dict(self) -> dict:
+        """The JSON-ready form that run directories and manifests hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Preprocessing":
+        """What `to_dict` gave, also after a trip through JSON."""
+        values = {**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])}
+        return cls(**values)

@@ -1,0 +1,10 @@
+"""The one kind of error that a command turns into a message instead of a traceback."""
+
+
+class UserError(ValueError):
+    """A request that cannot be met as it stands.
+
+    Its text says what is required, what came and what to do. Commands print it and exit with
+    status 1; everything that is not a `UserError` (or an `OSError`) is a fault of ours and keeps
+    its traceback.
+    """

@@ -1,0 +1,7 @@
+"""The mechanisms of the method, one a file."""
+
+from gaternet_tf.layers.gate_split import GateSplit
+from gaternet_tf.layers.gated_conv import GatedConv2D, batch_normalization
+from gaternet_tf.layers.semhash import SemHash
+
+__all__ = ["GateSplit", "GatedConv2D", "SemHash", "batch_normalization"]

@@ -1,0 +1,81 @@
+"""Which filter each gate switches: the one object that training, analysis and export read."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import keras
+
+from gaternet_tf.layers import GateSplit
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    """The place of one gate: stage, unit and convolution count from 1, channel from 0."""
+
+    stage: int
+    unit: int
+    convolution: int
+    channel: int
+
+
+@dataclasses.dataclass(frozen=True)
+class GateSegment:
+    """Neighbouring gates that switch the filters of one convolution, in channel order."""
+
+    stage: int
+    unit: int
+    convolution: int
+    channels: int
+
+    @property
+    def name(self) -> str:
+        """Name of the backbone layer whose filters these gates switch."""
+        return f"stage{self.stage}_unit{self.unit}_conv{self.convolution}"
+
+
+class GateMap(Sequence[Gate]):
+    """All gates of a model in the order of its `gates` output, unit after unit.
+
+    `len(gates)` is the number of gates, `gates[i]` the place of gate `i`, and `gates.segments`
+    the gated convolutions. A map is never changed.
+    """
+
+    def __init__(self, segments: Sequence[GateSegment]):
+        self.segments = tuple(segments)
+        self._gates = tuple(
+            Gate(s.stage, s.unit, s.convolution, channel)
+            for s in self.segments
+            for channel in range(s.channels)
+        )
+
+    def __len__(self) -> int:
+        return len(self._gates)
+
+    def __getitem__(self, index):
+        return self._gates[index]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GateMap) and self.segments == other.segments
+
+    def __hash__(self) -> int:
+        return hash(self.segments)
+
+    def __repr__(self) -> str:
+        return f"GateMap({len(self)} gates on {len(self.segments)} convolutions)"
+
+    def to_rows(self) -> list[dict[str, int]]:
+        """The segments as JSON-ready dicts; `from_rows` reads them back."""
+        return [dataclasses.asdict(segment) for segment in self.segments]
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[dict[str, int]]) -> "GateMap":
+        """The map that `to_rows` wrote."""
+        return cls([GateSegment(**row) for row in rows])
+
+
+def gate_map(model: keras.Model) -> GateMap:
+    """Returns the gate map of a GaterNet model, new or loaded; empty for one without gates."""
+    for layer in model.layers:
+        if isinstance(layer, GateSplit):
+            return GateMap.from_rows(layer.segments)
+    return GateMap([])

@@ -1,0 +1,237 @@
+"""The run directory: training writes it, and everything else reads it.
+
+config.json     every resolved setting, the dataset, versions, git commit   (written first)
+checkpoints/    what a stopped run resumes from
+metrics.jsonl   one line an epoch
+tensorboard/    the same for TensorBoard
+model.keras     the final weights
+pictures/       a few test pictures, CLASS/NUMBER.png: for warm-up, demos and first requests
+result.json     test accuracy and gate statistics                           (written last)
+"""
+
+import json
+import os
+import pathlib
+import platform
+import subprocess
+from collections.abc import Iterator
+
+from gaternet_tf.data import Preprocessing
+from gaternet_tf.errors import UserError
+
+FORMAT = "gaternet-run-1"
+
+
+class RunDirectory:
+    """A directory with one training run in it. `open_run` and `create_run` make these."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = pathlib.Path(path)
+        self.config_file = self.path / "config.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+        self.model_file = self.path / "model.keras"
+        self.pictures = self.path / "pictures"
+        self.result_file = self.path / "result.json"
+
+    @property
+    def finished(self) -> bool:
+        """Whether training ran to its end: the result is the last thing that it writes."""
+        return self.result_file.exists()
+
+    @property
+    def document(self) -> dict:
+        """All of config.json: `format`, `config`, `dataset`, `preprocessing`, `versions`, ..."""
+        return read_json(self.config_file)
+
+    @property
+    def config(self) -> dict:
+        """The settings of the run."""
+        return self.document["config"]
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What turns a picture into this run's input."""
+        return Preprocessing.from_dict(self.document["preprocessing"])
+
+    @property
+    def labels(self) -> list[str]:
+        """Class names in the order of the logits."""
+        return self.document["dataset"]["labels"]
+
+    @property
+    def result(self) -> dict:
+        """What result.json holds."""
+        return read_json(self.result_file)
+
+    def metrics(self) -> Iterator[dict]:
+        """The epochs' records so far."""
+        if self.metrics_file.exists():
+            for line in self.metrics_file.read_text().splitlines():
+                yield json.loads(line)
+
+    def append_metrics(self, record: dict) -> None:
+        """Adds an epoch's record."""
+        with self.metrics_file.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def truncate_metrics(self, epochs: int) -> None:
+        """Keeps the records of the first `epochs` epochs, the ones a checkpoint vouches for."""
+        kept = [record for record in self.metrics() if record["epoch"] <= epochs]
+        write_text(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def write_document(self, config: dict, dataset: dict, preprocessing: Preprocessing) -> None:
+        """Writes config.json, which makes the directory a run."""
+        write_json(
+            self.config_file,
+            {
+                "format": FORMAT,
+                "config": config,
+                "dataset": dataset,
+                "preprocessing": preprocessing.to_dict(),
+                "versions": package_versions(),
+                "git_commit": git_commit(),
+            },
+        )
+
+    def write_result(self, result: dict) -> None:
+        """Writes result.json, which marks the run as finished."""
+        write_json(self.result_file, result)
+
+    def load_model(self):
+        """The trained Keras model, not compiled."""
+        import keras
+
+        return keras.models.load_model(self.model_file, compile=False)
+
+
+def create_run(path: str | os.PathLike, config: dict) -> RunDirectory:
+    """Prepares `path` for training with `config`: new, empty, or an unfinished run of the same.
+
+    Raises:
+      UserError: when something else is there, the run is finished, was started with other
+        settings, or nothing can be written there.
+    """
+    run = RunDirectory(path)
+    if run.path.exists() and not run.path.is_dir():
+        raise UserError(f"--workdir must be a directory, and '{path}' is a file; choose another")
+    if run.config_file.exists():
+        _require_same_run(run, config)
+    elif run.path.is_dir() and any(run.path.iterdir()):
+        raise UserError(
+            f"--workdir must be new, empty or a run to resume, and '{path}' holds other files and "
+            "no config.json; choose another"
+        )
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        probe = run.path / f".write-test-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"--workdir must be a directory that can be written, and '{path}' cannot "
+            f"({error.strerror}); choose another or change its permissions"
+        ) from error
+    return run
+
+
+def open_run(path: str | os.PathLike) -> RunDirectory:
+    """Opens a finished run for reading.
+
+    Raises:
+      UserError: when there is no run at `path`, or it did not finish.
+    """
+    run = RunDirectory(path)
+    if not run.path.is_dir():
+        raise UserError(
+            f"--workdir must be a finished run's directory, and there is no directory '{path}'; "
+            "train one with python -m train.main --workdir=..."
+        )
+    _require_run(run)
+    if not run.finished:
+        epochs = len(list(run.metrics()))
+        raise UserError(
+            f"--workdir must be a finished run, and '{path}' stopped after {epochs} of "
+            f"{run.config['epochs']} epochs without a result.json; finish it by the command that "
+            "started it, which resumes it"
+        )
+    return run
+
+
+def _require_run(run):
+    try:
+        known = run.document["format"] == FORMAT
+    except (OSError, ValueError, TypeError, KeyError):
+        known = False
+    if not known:
+        raise UserError(
+            f"--workdir must be a run directory with a config.json of format {FORMAT}, and "
+            f"'{run.path}' is not one; give the directory that train.main wrote"
+        )
+
+
+def _require_same_run(run, config):
+    _require_run(run)
+    if run.finished:
+        raise UserError(
+            f"--workdir must be new or a run to resume, and the run in '{run.path}' is finished "
+            f"(test accuracy {run.result['test_accuracy']:.4f}); choose another --workdir"
+        )
+    old = run.config
+    differing = [key for key in config if config[key] != old.get(key)]
+    if differing:
+        changes = ", ".join(f"--{key}: {old.get(key)} then, {config[key]} now" for key in differing)
+        raise UserError(
+            f"a run is resumed with the settings that it began with, and those of '{run.path}' "
+            f"differ ({changes}); give the old ones or choose another --workdir"
+        )
+
+
+def package_versions() -> dict:
+    """Versions of Python and of the packages that decide what a run computes."""
+    import keras
+    import numpy
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    return {
+        "python": platform.python_version(),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "tensorflow_datasets": tfds.__version__,
+        "numpy": numpy.__version__,
+    }
+
+
+def git_commit() -> str | None:
+    """Commit of this code, with "-dirty" if files differ from it; None outside a git checkout."""
+    root = pathlib.Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def read_json(path: pathlib.Path) -> dict:
+    """Reads a JSON file."""
+    return json.loads(path.read_text())
+
+
+def write_json(path: pathlib.Path, document: dict) -> None:
+    """Writes a JSON file whole or not at all."""
+    write_text(path, json.dumps(document, indent=2) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a text file whole or not at all: beside it first, then renamed into place."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Serving: a gRPC client, and a local server for development and tests."""

@@ -1,0 +1,111 @@
+"""The message classes of wire.proto.
+
+They are made from a *descriptor set*, which `pip install` compiles from wire.proto: unlike a
+generated `_pb2.py` it is not tied to one range of protobuf versions.
+"""
+
+import pathlib
+import struct
+import tempfile
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+from serving.wire_compiler import DESCRIPTOR_SET, PROTO, compile_descriptor_set
+
+
+def _read_descriptor_set():
+    if DESCRIPTOR_SET.exists():
+        return DESCRIPTOR_SET.read_bytes()
+    # A checkout that was never installed.
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            output = pathlib.Path(directory) / DESCRIPTOR_SET.name
+            compile_descriptor_set(output)
+            return output.read_bytes()
+    except ImportError as error:
+        raise ImportError(
+            f"{DESCRIPTOR_SET} is made by installing the package, and is not there; run "
+            "'pip install .' in the checkout, or install grpcio-tools"
+        ) from error
+
+
+def _load_messages():
+    pool = descriptor_pool.DescriptorPool()
+    for file in descriptor_pb2.FileDescriptorSet.FromString(_read_descriptor_set()).file:
+        pool.Add(file)
+    messages = pool.FindFileByName(PROTO).message_types_by_name
+    return {name: message_factory.GetMessageClass(found) for name, found in messages.items()}
+
+
+_MESSAGES = _load_messages()
+Tensor = _MESSAGES["Tensor"]
+ModelSpec = _MESSAGES["ModelSpec"]
+PredictRequest = _MESSAGES["PredictRequest"]
+PredictResponse = _MESSAGES["PredictResponse"]
+GetModelStatusRequest = _MESSAGES["GetModelStatusRequest"]
+GetModelStatusResponse = _MESSAGES["GetModelStatusResponse"]
+ModelVersionStatus = _MESSAGES["ModelVersionStatus"]
+GetModelMetadataRequest = _MESSAGES["GetModelMetadataRequest"]
+GetModelMetadataResponse = _MESSAGES["GetModelMetadataResponse"]
+SignatureDefMap = _MESSAGES["SignatureDefMap"]
+
+# tensorflow/core/framework/types.proto
+DT_FLOAT = 1
+DT_UINT8 = 4
+DT_STRING = 7
+DT_INT64 = 9
+
+_FIELDS = {
+    DT_FLOAT: "float_val",
+    DT_UINT8: "int_val",
+    DT_STRING: "string_val",
+    DT_INT64: "int64_val",
+}
+_CONTENT = {DT_FLOAT: "f", DT_UINT8: "B", DT_INT64: "q"}
+
+
+def string_tensor(values: list[bytes]):
+    """A string tensor of shape [len(values)]."""
+    tensor = Tensor(dtype=DT_STRING, string_val=values)
+    tensor.tensor_shape.dim.add(size=len(values))
+    return tensor
+
+
+def uint8_tensor(content: bytes, shape: tuple[int, ...]):
+    """A uint8 tensor from its bytes in row-major order."""
+    tensor = Tensor(dtype=DT_UINT8, tensor_content=content)
+    for size in shape:
+        tensor.tensor_shape.dim.add(size=size)
+    return tensor
+
+
+def tensor_rows(tensor) -> list:
+    """The elements of a tensor [n] as a list, or of a tensor [n, m] as a list of n lists.
+
+    Raises:
+      ValueError: for a dtype that our models do not use, or a number of elements that does not
+        fit the shape.
+    """
+    if tensor.dtype not in _FIELDS:
+        raise ValueError(f"tensor dtype must be one of {sorted(_FIELDS)}, got {tensor.dtype}")
+    shape = [dim.size for dim in tensor.tensor_shape.dim]
+    count = 1
+    for size in shape:
+        count *= size
+    if tensor.tensor_content:
+        # In the sender's byte order, which is little-endian wherever TensorFlow runs.
+        size, code = len(tensor.tensor_content), _CONTENT[tensor.dtype]
+        values = list(
+            struct.unpack(f"<{size // struct.calcsize(code)}{code}", tensor.tensor_content)
+        )
+    else:
+        values = list(getattr(tensor, _FIELDS[tensor.dtype]))
+        if values:
+            # A tensor may leave out the repetitions of its last element.
+            values += values[-1:] * (count - len(values))
+    if len(values) != count:
+        raise ValueError(f"a tensor of shape {shape} must have {count} elements, got {len(values)}")
+    if len(shape) < 2:
+        return values
+    width = count // shape[0] if shape[0] else 0
+    return [values[row * width : (row + 1) * width] for row in range(shape[0])]

@@ -1,0 +1,223 @@
+"""The networks: counts, the gate map, what a gate does, and what training reaches."""
+
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import gaternet_tf
+from gaternet_tf import GateMap, UserError, build_gaternet, gate_map
+from gaternet_tf.models.gate_map import Gate
+from gaternet_tf.models.resnet_cifar import resnet_spec
+
+IMAGES = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype(np.float32)
+
+
+def count(model):
+    return sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
+
+
+def small(**changes):
+    settings = {"backbone": "resnet8", "gater": "resnet8", "input_shape": (16, 16, 3)}
+    return build_gaternet(**(settings | changes))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "gates", "plain", "gated"),
+    [
+        ("resnet20", 336, 272_474, 547_842),
+        ("resnet56", 1008, 855_770, 1_137_186),
+        ("resnet164", 7200, 1_620_058, 1_957_202),
+    ],
+)
+def test_gates_and_parameters_are_those_of_the_paper(backbone, gates, plain, gated):
+    model = build_gaternet(backbone, "resnet20", head_batch_norm=False)
+    assert len(gate_map(model)) == gates
+    assert model.output["gates"].shape == (None, gates)
+    assert count(model) == gated
+    assert count(build_gaternet(backbone, "none")) == plain
+
+
+def test_head_batch_norm_adds_a_scale_and_a_shift_for_each_bottleneck_unit():
+    assert count(small()) - count(small(head_batch_norm=False)) == 2 * 8
+
+
+def test_gate_map_of_resnet164():
+    gates = gate_map(build_gaternet("resnet164"))
+    assert gates[0] == Gate(stage=1, unit=1, convolution=3, channel=0)
+    assert gates[18 * 16] == Gate(2, 1, 3, 0)
+    assert gates[18 * (16 + 128)] == Gate(3, 1, 3, 0)
+    assert gates[7199] == gates[-1] == Gate(3, 18, 3, 255)
+    assert [segment.channels for segment in gates.segments] == [16] * 18 + [128] * 18 + [256] * 18
+
+
+def test_all_convolutions_gated():
+    gates = gate_map(small(gated_convs="all"))
+    assert len(gates) == 2 * (16 + 32 + 64)
+    assert gates[16] == Gate(1, 1, 2, 0)
+    assert gate_map(build_gaternet("resnet164", gated_convs="all")).segments[0].channels == 4
+
+
+def test_gate_map_survives_its_rows_and_is_empty_without_gates():
+    gates = gate_map(small())
+    assert GateMap.from_rows(gates.to_rows()) == gates
+    assert len(gate_map(small(gater=None))) == 0
+    assert set(small(gater="none")(IMAGES)) == {"logits"}
+
+
+def probe(model, switched):
+    """Outputs of every gated layer, unit by unit, with the gates given as a vector."""
+    names = [layer.name for layer in model.layers if layer.name.startswith("stage")]
+    inner = keras.Model(
+        [model.get_layer("gates").output, model.input],
+        {name: model.get_layer(name).output for name in names} | {"logits": model.output["logits"]},
+    )
+    gates = np.broadcast_to(switched, (len(IMAGES), len(switched))).astype(np.float32)
+    return {name: np.asarray(value) for name, value in inner([gates, IMAGES]).items()}
+
+
+@pytest.mark.parametrize("gated_convs", ["last", "all"])
+def test_all_gates_open_equals_the_plain_network(gated_convs):
+    gated, plain = small(gated_convs=gated_convs), small(gater=None)
+    opened = probe(gated, np.ones(len(gate_map(gated))))["logits"]
+    np.testing.assert_allclose(opened, plain(IMAGES)["logits"], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("gated_convs", "index"), [("last", 20), ("last", 111), ("all", 5)])
+def test_a_shut_gate_zeroes_its_channel_of_its_units_branch_and_nothing_else(gated_convs, index):
+    model = small(gated_convs=gated_convs)
+    place = gate_map(model)[index]
+    everything = np.ones(len(gate_map(model)))
+    opened = probe(model, everything)
+    everything[index] = 0
+    shut = probe(model, everything)
+    name = f"stage{place.stage}_unit{place.unit}_conv{place.convolution}"
+    wanted = opened[name].copy()
+    assert np.abs(wanted[..., place.channel]).max() > 0
+    wanted[..., place.channel] = 0
+    np.testing.assert_array_equal(shut[name], wanted)
+    # Before it in the network, and on the shortcut beside it, nothing changes.
+    order = [layer.name for layer in model.layers if layer.name in opened]
+    same = [other for other in order[: order.index(name)] if not other.endswith("shortcut")]
+    same += [f"stage{place.stage}_unit{place.unit}_shortcut"]
+    for other in set(same) & set(opened):
+        np.testing.assert_array_equal(shut[other], opened[other])
+    assert np.abs(shut["logits"] - opened["logits"]).max() > 0
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_gradients_reach_every_variable(policy):
+    keras.mixed_precision.set_dtype_policy(policy)
+    try:
+        model = small()
+    finally:
+        keras.mixed_precision.set_dtype_policy("float32")
+    with tf.GradientTape() as tape:
+        outputs = model(IMAGES, training=True)
+        loss = tf.nn.sparse_softmax_cross_entropy_with_logits([0, 1, 2, 3], outputs["logits"])
+        loss = tf.reduce_mean(loss)
+    assert outputs["logits"].dtype == outputs["gates"].dtype == tf.float32
+    gradients = tape.gradient(loss, model.trainable_variables)
+    for variable, gradient in zip(model.trainable_variables, gradients, strict=True):
+        assert gradient is not None, variable.path
+        assert np.isfinite(gradient).all(), variable.path
+        assert np.abs(gradient).max() > 0, variable.path
+
+
+def test_layers_start_from_different_weights_that_repeat_with_the_seed():
+    kernels = [
+        variable.numpy()
+        for variable in small(seed=1).trainable_variables
+        if variable.name == "kernel"
+    ]
+    flat = [kernel.ravel()[:8].tobytes() for kernel in kernels]
+    assert len(set(flat)) == len(flat)
+    again = [v.numpy() for v in small(seed=1).trainable_variables if v.name == "kernel"]
+    other = [v.numpy() for v in small(seed=2).trainable_variables if v.name == "kernel"]
+    for kernel, same, different in zip(kernels, again, other, strict=True):
+        np.testing.assert_array_equal(kernel, same)
+        assert (kernel != different).any()
+
+
+def test_biases_start_at_zero():
+    for variable in small().trainable_variables:
+        if variable.name == "bias":
+            np.testing.assert_array_equal(variable, 0.0)
+
+
+def test_image_size_channels_and_classes_are_arguments():
+    model = build_gaternet("resnet8", "resnet8", input_shape=(9, 7, 1), num_classes=3)
+    outputs = model(np.zeros([2, 9, 7, 1], np.float32))
+    assert outputs["logits"].shape == (2, 3)
+    assert outputs["gates"].shape == (2, 112)
+
+
+@pytest.mark.parametrize(
+    ("name", "bottleneck", "units"),
+    [
+        ("resnet8", False, 1),
+        ("resnet20", False, 3),
+        ("resnet56", False, 9),
+        ("resnet110", False, 18),
+        ("resnet164", True, 18),
+        ("resnet29", True, 3),
+        ("resnet1202", False, 200),
+        ("resnet1001", True, 111),
+        ("resnet20-bottleneck", True, 2),
+        ("resnet164-basic", False, 27),
+    ],
+)
+def test_legal_depths(name, bottleneck, units):
+    spec = resnet_spec(name)
+    assert (spec.bottleneck, spec.units_per_stage) == (bottleneck, units)
+
+
+@pytest.mark.parametrize("name", ["resnet2", "resnet21", "resnet18", "resnet29-basic", "resnet0"])
+def test_an_illegal_depth_is_refused_with_the_legal_series(name):
+    with pytest.raises(UserError) as error:
+        resnet_spec(name)
+    assert name in str(error.value)
+    if name != "resnet0":
+        assert "6n+2" in str(error.value)
+        assert "9n+2" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"backbone": "vgg"}, "resnet20, resnet56"),
+        ({"gater": "resnet9"}, "6n\\+2"),
+        ({"gated_convs": "some"}, "'last' or 'all', got 'some'"),
+        ({"num_classes": 1}, "num_classes must be 2 or more, got 1"),
+        ({"bottleneck": 0}, "bottleneck must be 1 or more, got 0"),
+        ({"input_shape": (32, 32)}, "height, width, channels"),
+    ],
+)
+def test_arguments_are_checked(arguments, words):
+    with pytest.raises(UserError, match=words):
+        small(**arguments)
+
+
+def test_a_keras_file_loads_in_a_process_that_imports_the_library_only(tmp_path):
+    model = small()
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "images.npy", IMAGES)
+    code = (
+        "import gaternet_tf, keras, numpy as np\n"
+        "model = keras.models.load_model('model.keras')\n"
+        "out = model(np.load('images.npy'), training=False)\n"
+        "np.savez('out.npz', rows=len(gaternet_tf.gate_map(model)), **out)\n"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.path.dirname(os.path.dirname(gaternet_tf.__file__)),
+    }
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    loaded, wanted = np.load(tmp_path / "out.npz"), model(IMAGES, training=False)
+    np.testing.assert_array_equal(loaded["gates"], wanted["gates"])
+    np.testing.assert_allclose(loaded["logits"], wanted["logits"], atol=1e-6)
+    assert loaded["rows"] == 112

@@ -1,0 +1,116 @@
+"""What every public layer, loss and metric promises, checked by one harness."""
+
+import inspect
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import gaternet_tf
+from gaternet_tf import layers, losses
+
+SEGMENTS = [{"stage": 1, "unit": 1, "convolution": 2, "channels": 3}]
+
+# Class -> (arguments that differ from the defaults, shape of a sample's input).
+LAYERS = {
+    layers.SemHash: ({"seed": 3, "noise_stddev": 0.5, "hard_share": 0.25}, (3,)),
+    layers.GatedConv2D: (
+        {"filters": 3, "kernel_size": 3, "strides": 2, "activation": "relu", "seed": 1},
+        (6, 6, 2),
+    ),
+    layers.GateSplit: ({"segments": SEGMENTS}, (3,)),
+}
+LOSSES = {losses.SparsityLoss: {"weight": 0.3}, losses.GateRate: {"name": "rate"}}
+POLICIES = ["float32", "mixed_bfloat16", "mixed_float16"]
+
+each_layer = pytest.mark.parametrize("cls", LAYERS)
+
+
+def make(cls, **changes):
+    return cls(**(LAYERS[cls][0] | changes))
+
+
+def sample(cls):
+    shape = (8, *LAYERS[cls][1])
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def first(outputs):
+    return outputs[0] if isinstance(outputs, list) else outputs
+
+
+def test_every_public_class_has_an_entry_and_no_entry_is_stale():
+    public = {
+        item
+        for module in (layers, losses)
+        for item in vars(module).values()
+        if inspect.isclass(item) and item.__module__.startswith("gaternet_tf.")
+    }
+    assert public == set(LAYERS) | set(LOSSES), (
+        "every class that gaternet_tf.layers or .losses shows needs an entry in LAYERS or LOSSES"
+    )
+
+
+@pytest.mark.parametrize(("cls", "arguments"), LOSSES.items())
+def test_losses_and_metrics_survive_a_config_round_trip(cls, arguments):
+    config = cls(**arguments).get_config()
+    assert cls.from_config(config).get_config() == config
+    assert {key: config[key] for key in arguments} == arguments
+
+
+@each_layer
+def test_config_round_trip(cls):
+    layer = make(cls, name="mine")
+    config = layer.get_config()
+    assert config["name"] == "mine"
+    for key, value in LAYERS[cls][0].items():
+        assert config[key] == value
+    assert cls.from_config(config).get_config() == config
+    registered = keras.saving.get_registered_name(cls)
+    assert registered == f"gaternet_tf>{cls.__name__}"
+
+
+@each_layer
+def test_symbolic_call_foretells_shape_and_dtype(cls):
+    symbolic = first(make(cls)(keras.Input(LAYERS[cls][1])))
+    eager = first(make(cls)(sample(cls)))
+    assert symbolic.shape == (None, *eager.shape[1:])
+    assert symbolic.dtype == eager.dtype.name
+
+
+@each_layer
+@pytest.mark.parametrize("policy", POLICIES)
+def test_one_fit_step_under_each_dtype_policy(cls, policy):
+    inputs = keras.Input(LAYERS[cls][1])
+    x = keras.layers.Dense(LAYERS[cls][1][-1], dtype=policy)(inputs)
+    x = first(make(cls, dtype=policy)(x))
+    outputs = keras.layers.Dense(1, dtype="float32")(keras.layers.Flatten()(x))
+    model = keras.Model(inputs, outputs)
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    loss = model.fit(sample(cls), np.ones([8, 1]), verbose=0).history["loss"][0]
+    assert np.isfinite(loss)
+
+
+@each_layer
+def test_saved_model_gives_the_same_numbers(cls, tmp_path):
+    inputs = keras.Input(LAYERS[cls][1])
+    model = keras.Model(inputs, first(make(cls)(inputs)))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(model(sample(cls)), loaded(sample(cls)))
+
+
+def test_docstring_examples_run():
+    import doctest
+
+    for cls in LAYERS:
+        module = inspect.getmodule(cls)
+        result = doctest.testmod(module, extraglobs={"tf": tf})
+        assert result.attempted > 0
+        assert result.failed == 0
+
+
+def test_the_library_shows_what_the_design_promises():
+    for name in ("build_gaternet", "gate_map", "layers"):
+        assert hasattr(gaternet_tf, name)
