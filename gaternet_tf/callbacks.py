@@ -42,7 +42,7 @@ class StopOnNonFiniteLoss(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         if logs and not math.isfinite(logs["loss"]):
-            step = int(self.model.optimizer.iterations)
+            step = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
             raise UserError(
                 f"the loss must stay finite, and was {logs['loss']} at step {step}; lower "
                 "--learning_rate. The last checkpoint is from before and is kept."
@@ -82,8 +82,15 @@ class Checkpoints(keras.callbacks.Callback):
         super().__init__()
         self.epochs_done = tf.Variable(0, dtype=tf.int64)
         model.optimizer.build(model.trainable_variables)
+        # TensorFlow does not find the state of Keras' seed generators by itself: with the model
+        # alone, a resumed run would draw the noise of its first epochs again.
+        weights = {id(variable) for variable in model.weights}
+        random_state = [v.value for v in model.variables if id(v) not in weights]
         checkpoint = tf.train.Checkpoint(
-            model=model, optimizer=model.optimizer, epochs_done=self.epochs_done
+            model=model,
+            optimizer=model.optimizer,
+            random_state=random_state,
+            epochs_done=self.epochs_done,
         )
         self.manager = tf.train.CheckpointManager(checkpoint, run.checkpoints, max_to_keep=2)
 
@@ -92,12 +99,12 @@ class Checkpoints(keras.callbacks.Callback):
         if latest := self.manager.latest_checkpoint:
             try:
                 self.manager.checkpoint.restore(latest).assert_existing_objects_matched()
-            except (tf.errors.OpError, AssertionError, ValueError) as error:
+            except (tf.errors.OpError, AssertionError, LookupError, ValueError) as error:
                 raise UserError(
                     f"the checkpoint to resume from must be readable, and {latest} is not "
                     f"({str(error).splitlines()[0]}); start anew in another --workdir"
                 ) from error
-        return int(self.epochs_done)
+        return int(self.epochs_done.numpy())
 
     def on_epoch_end(self, epoch, logs=None):
         self.epochs_done.assign(epoch + 1)

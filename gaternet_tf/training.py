@@ -1,6 +1,7 @@
 """Trains a GaterNet from a configuration into a run directory, or resumes one."""
 
 import dataclasses
+import functools
 import os
 import sys
 import time
@@ -189,8 +190,18 @@ def choose_strategy(name: str) -> tf.distribute.Strategy:
     if name == "mirrored" and not devices:
         devices = tf.config.list_logical_devices("CPU")
     if name == "mirrored" or (name == "auto" and len(devices) > 1):
-        return tf.distribute.MirroredStrategy([device.name for device in devices])
+        return mirrored_strategy(tuple(device.name for device in devices))
     return tf.distribute.get_strategy()
+
+
+@functools.cache
+def mirrored_strategy(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
+    """The process' one MirroredStrategy on these devices.
+
+    A second one numbers its collective operations from the start again, and TensorFlow then takes
+    them for those of the first: "shape mismatch in the collective instance".
+    """
+    return tf.distribute.MirroredStrategy(devices)
 
 
 def check_batch_size(batch_size: int, replicas: int) -> None:

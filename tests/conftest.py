@@ -4,49 +4,14 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import dataclasses
-import pathlib
-import subprocess
-import sys
-
 import pytest
 import tensorflow as tf
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+from helpers import run_module, small_config
 
 # Before anything touches a device: two replicas need two devices.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
-
-
-@dataclasses.dataclass
-class Finished:
-    """A command that ended."""
-
-    status: int
-    out: str
-    err: str
-
-    def assert_refused(self, *words):
-        """It ended with status 1 or 2, without a traceback, and said each of `words`."""
-        assert self.status in (1, 2), (self.status, self.out, self.err)
-        assert "Traceback" not in self.err, self.err
-        for word in words:
-            assert word in self.err + self.out, (word, self.out, self.err)
-
-
-def run_module(module, *arguments, cwd, timeout=300) -> Finished:
-    """Runs `python -m module arguments` in another directory, as a user would."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-    return Finished(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture(name="run_module")
@@ -86,21 +51,6 @@ def trained(tmp_path_factory, data_dir):
     workdir = tmp_path_factory.mktemp("runs") / "small"
     train(small_config(data_dir, epochs=3), workdir)
     return open_run(workdir)
-
-
-def small_config(data_dir, **changes):
-    """Settings of the smallest run that exercises everything."""
-    from gaternet_tf.training import TrainingConfig
-
-    settings = {
-        "backbone": "resnet8",
-        "gater": "resnet8",
-        "dataset": "digits",
-        "data_dir": data_dir,
-        "epochs": 1,
-        "batch_size": 64,
-    }
-    return TrainingConfig(**(settings | changes))
 
 
 @pytest.fixture(scope="session")

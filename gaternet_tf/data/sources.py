@@ -153,7 +153,7 @@ def _prepare(builder, name, download):
                     f"dataset '{name}' is not in {directory}, and {host}, where it is published, "
                     f"cannot be reached ({problem}). {help_text}"
                 )
-        size = builder.info.download_size
+        size = tfds.core.utils.Size(sum(info.size for info in builder.url_infos.values()))
         print(f"dataset {name}: downloading {size} to {directory}", flush=True)
     builder.download_and_prepare()
 

@@ -64,7 +64,7 @@ def test_batch_normalisation_has_the_authors_constants():
 
 
 def test_even_kernels_and_gates_of_another_width_are_refused():
-    with pytest.raises(ValueError, match="odd.*got 2"):
+    with pytest.raises(ValueError, match=r"odd.*got 2"):
         GatedConv2D(4, 2)
     with pytest.raises(ValueError, match=r"4 filters.*got \(2, 3\)"):
         GatedConv2D(4, 3)(tf.zeros([2, 8, 8, 1]), gates=tf.zeros([2, 3]))

@@ -1,0 +1,147 @@
+"""Datasets by name: our digits, sets of TFDS, and what happens when one is not there."""
+
+import time
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from sklearn.datasets import load_digits
+
+from gaternet_tf import UserError
+from gaternet_tf.data import open_dataset
+from gaternet_tf.data.sources import REACH_SECONDS, _unreachable
+from gaternet_tf.training import TrainingConfig, choose_augmentation, choose_preprocessing
+
+
+def everything(dataset, split):
+    pairs = [(image.numpy(), int(label)) for image, label in dataset.examples(split)]
+    return np.stack([image for image, _ in pairs]), np.array([label for _, label in pairs])
+
+
+def test_digits_are_those_of_scikit_learn_each_in_one_split(digits):
+    pixels, labels = load_digits(return_X_y=True)
+    wanted = sorted(
+        (np.rint(image * 255 / 16).astype(np.uint8).tobytes(), int(label))
+        for image, label in zip(pixels, labels, strict=True)
+    )
+    train, test = everything(digits, "train"), everything(digits, "test")
+    assert (len(train[0]), len(test[0])) == (1437, 360)
+    assert train[0].dtype == np.uint8
+    assert train[0].shape[1:] == digits.image_shape == (8, 8, 1)
+    found = [
+        (image.tobytes(), label)
+        for split in (train, test)
+        for image, label in zip(*split, strict=True)
+    ]
+    assert sorted(found) == wanted
+    assert set(train[1]) == set(test[1]) == set(range(10))
+    assert digits.labels == tuple("0123456789")
+
+
+def test_a_prepared_set_opens_again_without_being_made_again(data_dir, capsys):
+    assert open_dataset("digits", data_dir).describe()["train_images"] == 1437
+    assert capsys.readouterr().out == ""
+
+
+def write_cifar10_archive(directory, images, labels):
+    """Writes what the published archive holds: a label byte and 3,072 bytes [3, 32, 32] each."""
+    folder = directory / "cifar-10-batches-bin"
+    folder.mkdir(parents=True)
+    names = [
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ]
+    (folder / "batches.meta.txt").write_text("\n".join(names) + "\n")
+    records = [
+        bytes([label]) + image.transpose(2, 0, 1).tobytes()
+        for image, label in zip(images, labels, strict=True)
+    ]
+    for number in range(1, 6):
+        (folder / f"data_batch_{number}.bin").write_bytes(b"".join(records[number - 1 : -4 : 5]))
+    (folder / "test_batch.bin").write_bytes(b"".join(records[-4:]))
+
+
+def test_cifar10_is_fetched_with_an_announcement_and_read(monkeypatch, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (24, 32, 32, 3)).astype(np.uint8)
+    labels = np.arange(24) % 10
+    write_cifar10_archive(tmp_path / "archive", images, labels)
+    fetched = []
+
+    def fetch(self, url):
+        fetched.append(url)
+        return tmp_path / "archive"
+
+    monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", fetch)
+    monkeypatch.setattr("gaternet_tf.data.sources._unreachable", lambda url: None)
+    dataset = open_dataset("cifar10", str(tmp_path / "data"))
+    assert "cifar10: downloading 162.17 MiB to" in capsys.readouterr().out
+    assert fetched == ["https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"]
+
+    assert (dataset.size("train"), dataset.size("test")) == (20, 4)
+    assert dataset.labels[:2] == ("airplane", "automobile")
+    found, found_labels = everything(dataset, "test")
+    wanted = {image.tobytes(): label for image, label in zip(images[-4:], labels[-4:], strict=True)}
+    got = zip(found, found_labels, strict=True)
+    assert {image.tobytes(): label for image, label in got} == wanted
+
+    preprocessing = choose_preprocessing(TrainingConfig(), dataset)
+    assert preprocessing.mean == (0.4914, 0.4822, 0.4465)
+    assert preprocessing.std == (0.2470, 0.2435, 0.2616)
+    augmentation = choose_augmentation(TrainingConfig(), dataset)
+    assert (augmentation.padding, augmentation.flip) == (4, True)
+    assert not choose_augmentation(TrainingConfig(flip=False), dataset).flip
+
+    # From now on it is on disk, and nothing asks the network.
+    monkeypatch.undo()
+    assert open_dataset("cifar10", str(tmp_path / "data"), download=False).size("train") == 20
+
+
+def test_an_unknown_set_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"'digits' or the name of a TFDS.*got 'no_such_set'"):
+        open_dataset("no_such_set", str(tmp_path))
+
+
+def test_a_set_that_is_not_on_disk_is_refused_in_seconds_and_leaves_nothing(tmp_path):
+    started = time.monotonic()
+    with pytest.raises(UserError) as error:
+        open_dataset("cifar10", str(tmp_path), download=False)
+    assert time.monotonic() - started < 5
+    for word in (str(tmp_path), "--data_dir", "--dataset=digits"):
+        assert word in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unreachable_publisher_is_named_with_the_flags_that_help(monkeypatch, tmp_path):
+    monkeypatch.setattr("gaternet_tf.data.sources._unreachable", lambda url: "no route")
+    with pytest.raises(UserError, match=r"toronto.*no route.*--data_dir.*--dataset=digits"):
+        open_dataset("cifar10", str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_set_to_be_fetched_by_hand_says_how(tmp_path):
+    with pytest.raises(UserError, match=r"imagenet2012.*by hand(?s:.*)--data_dir"):
+        open_dataset("imagenet2012", str(tmp_path))
+
+
+def test_reaching_out_ends_in_time(monkeypatch):
+    assert "refused" in _unreachable("http://127.0.0.1:9/x")
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: time.sleep(60))
+    monkeypatch.setattr("gaternet_tf.data.sources.REACH_SECONDS", 0.1)
+    started = time.monotonic()
+    assert "no answer" in _unreachable("http://127.0.0.1:9/x")
+    assert time.monotonic() - started < REACH_SECONDS
+
+
+def test_a_set_without_classes_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "is_prepared", lambda self: True)
+    with pytest.raises(UserError, match="'image' and a class 'label'; 'div2k' has"):
+        open_dataset("div2k", str(tmp_path))

@@ -1,0 +1,94 @@
+"""The run directory: what may become one, what may be resumed, what may be read."""
+
+import json
+
+import pytest
+
+from gaternet_tf import UserError
+from gaternet_tf.data import Preprocessing
+from gaternet_tf.runs import create_run, open_run, write_text
+
+CONFIG = {"backbone": "resnet20", "epochs": 5}
+
+
+def begin(path, config=CONFIG):
+    run = create_run(path, config)
+    run.write_document(config, {"labels": ["a"]}, Preprocessing(8, 8, 1, (0.0,), (1.0,)))
+    return run
+
+
+def test_a_new_or_empty_directory_becomes_a_run(tmp_path):
+    assert begin(tmp_path / "a" / "b").config == CONFIG
+    (tmp_path / "empty").mkdir()
+    assert begin(tmp_path / "empty").labels == ["a"]
+    assert {path.name for path in (tmp_path / "empty").iterdir()} == {"config.json"}
+
+
+def test_the_same_settings_resume(tmp_path):
+    begin(tmp_path / "run")
+    assert create_run(tmp_path / "run", CONFIG).config == CONFIG
+
+
+def test_other_settings_are_refused_naming_the_flags(tmp_path):
+    begin(tmp_path / "run")
+    with pytest.raises(UserError, match=r"differ \(--epochs: 5 then, 6 now\)"):
+        create_run(tmp_path / "run", {**CONFIG, "epochs": 6})
+
+
+def test_a_foreign_directory_is_refused_and_kept(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="holds other files"):
+        create_run(tmp_path, CONFIG)
+    (tmp_path / "config.json").write_text(json.dumps({"format": "somebody else's"}))
+    with pytest.raises(UserError, match="is not one"):
+        create_run(tmp_path, CONFIG)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        create_run(tmp_path / "file", CONFIG)
+    with pytest.raises(UserError, match=r"cannot \(Not a directory\)"):
+        create_run(tmp_path / "file" / "below", CONFIG)
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    begin(tmp_path / "run").write_result({"test_accuracy": 0.5})
+    with pytest.raises(UserError, match=r"finished \(test accuracy 0.5000\)"):
+        create_run(tmp_path / "run", CONFIG)
+
+
+def test_reading_wants_a_finished_run(tmp_path):
+    with pytest.raises(UserError, match="there is no directory"):
+        open_run(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="is not one"):
+        open_run(tmp_path)
+    run = begin(tmp_path / "run")
+    run.append_metrics({"epoch": 1})
+    with pytest.raises(UserError, match="stopped after 1 of 5 epochs"):
+        open_run(tmp_path / "run")
+    run.write_result({"test_accuracy": 0.5})
+    assert open_run(tmp_path / "run").result == {"test_accuracy": 0.5}
+
+
+def test_metrics_can_be_cut_back_to_a_checkpoint(tmp_path):
+    run = begin(tmp_path / "run")
+    for epoch in (1, 2, 3):
+        run.append_metrics({"epoch": epoch})
+    run.truncate_metrics(2)
+    assert [record["epoch"] for record in run.metrics()] == [1, 2]
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_text(path, "old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,291 @@
+"""Training: the step, one replica against two, resuming, and what a run refuses."""
+
+import dataclasses
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import small_config
+
+from gaternet_tf import UserError, build_gaternet
+from gaternet_tf.callbacks import EpochLog
+from gaternet_tf.data import evaluation_batches
+from gaternet_tf.evaluation import evaluate
+from gaternet_tf.runs import open_run
+from gaternet_tf.training import (
+    TrainingConfig,
+    build_and_compile,
+    check_batch_size,
+    choose_strategy,
+    compile_model,
+    set_weight_decay,
+    train,
+    with_targets,
+)
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.normal(size=(16, 8, 8, 1)).astype(np.float32)
+LABELS = RNG.integers(0, 10, 16)
+"""One batch, large enough that each of two replicas has more than one image."""
+
+
+def quiet(model):
+    """Switches noise and coins off: every sample soft, nothing random left."""
+    model.get_layer("gates").noise_stddev = 0.0
+    model.get_layer("gates").hard_share = 0.0
+    return model
+
+
+def step(strategy, sparsity=0.1, weight_decay=1e-2, steps=1, noise=False):
+    """Trains on one batch; returns all weights by path, and the last logs."""
+    replicas = strategy.num_replicas_in_sync
+    with strategy.scope():
+        model = build_gaternet(
+            "resnet8", "resnet8", (8, 8, 1), seed=1, synchronized_batch_norm=replicas > 1
+        )
+        if not noise:
+            quiet(model)
+        set_weight_decay(model, weight_decay)
+        optimizer = keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True)
+        compile_model(model, optimizer, sparsity)
+    batches = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(16).repeat(steps)
+    history = model.fit(with_targets(batches, model), shuffle=False, verbose=0)
+    logs = {key: values[-1] for key, values in history.history.items()}
+    return {variable.path: variable.numpy() for variable in model.weights}, logs
+
+
+@pytest.fixture(scope="module")
+def one_replica():
+    return step(tf.distribute.get_strategy())
+
+
+def test_one_and_two_replicas_take_the_same_step(one_replica):
+    weights, logs = one_replica
+    two_weights, two_logs = step(choose_strategy("mirrored"))
+    assert weights.keys() == two_weights.keys()
+    for path, value in weights.items():
+        np.testing.assert_allclose(two_weights[path], value, rtol=2e-4, atol=2e-5, err_msg=path)
+    for key, value in logs.items():
+        assert two_logs[key] == pytest.approx(value, rel=1e-4), key
+
+
+def test_a_step_moves_every_trainable_weight(one_replica):
+    weights, _ = one_replica
+    start = build_gaternet("resnet8", "resnet8", (8, 8, 1), seed=1)
+    for variable in start.trainable_variables:
+        assert (weights[variable.path] != variable.numpy()).any(), variable.path
+
+
+def test_reported_losses_equal_an_independent_recomputation(one_replica):
+    _, logs = one_replica
+    model = quiet(build_gaternet("resnet8", "resnet8", (8, 8, 1), seed=1))
+    outputs = {key: value.numpy() for key, value in model(IMAGES, training=True).items()}
+    logits = outputs["logits"].astype(np.float64)
+    log_sum = np.log(np.exp(logits).sum(axis=1))
+    task = np.mean(log_sum - logits[np.arange(16), LABELS])
+    sparsity = 0.1 * np.mean(np.abs(outputs["gates"]).sum(axis=1) / 112)
+    kernels = [v.numpy() for v in model.trainable_variables if v.name == "kernel"]
+    decay = 0.5 * 1e-2 * sum(np.sum(kernel**2) for kernel in kernels)
+    assert logs["logits_loss"] == pytest.approx(task, rel=1e-4)
+    assert logs["gates_loss"] == pytest.approx(sparsity, rel=1e-4)
+    assert logs["loss"] == pytest.approx(task + sparsity + decay, rel=1e-4)
+    assert logs["logits_accuracy"] == np.mean(logits.argmax(axis=1) == LABELS)
+    assert logs["gates_gate_rate"] == pytest.approx(np.mean(outputs["gates"] > 0.5), abs=1e-6)
+
+
+def test_golden_step(one_replica):
+    _, logs = one_replica
+    golden = {"loss": 7.3465, "logits_loss": 2.50485, "gates_loss": 0.050761}
+    for key, value in golden.items():
+        assert logs[key] == pytest.approx(value, rel=1e-3), (
+            f"the first training step of a seeded ResNet-8 gives another {key} than before. If "
+            f"initialisation or loss were changed on purpose, put these numbers here: {logs}"
+        )
+
+
+def test_lambda_scales_the_gradient_of_the_sparsity_loss():
+    def gradient(sparsity):
+        model = quiet(build_gaternet("resnet8", "resnet8", (8, 8, 1), seed=1))
+        bias = model.get_layer("gater_fc2").bias
+        compile_model(model, keras.optimizers.SGD(1.0), sparsity)
+        before = bias.numpy()
+        data = tf.data.Dataset.from_tensors((IMAGES, LABELS))
+        model.fit(with_targets(data, model), shuffle=False, verbose=0)
+        return before - bias.numpy()
+
+    none, one, three = gradient(0.0), gradient(1.0), gradient(3.0)
+    np.testing.assert_allclose(three - none, 3 * (one - none), rtol=2e-3, atol=1e-6)
+    # d(lambda/c * sum g)/d(bias_i), by hand: the mean slope of the saturating sigmoid over c.
+    model = quiet(build_gaternet("resnet8", "resnet8", (8, 8, 1), seed=1))
+    inner = keras.Model(model.input, model.get_layer("gater_fc2").output)
+    z = inner(IMAGES, training=True).numpy().astype(np.float64)
+    sigmoid = 1 / (1 + np.exp(-z))
+    slope = np.where(np.abs(z) > np.log(11), 0, 1.2 * sigmoid * (1 - sigmoid)).mean(axis=0) / 112
+    np.testing.assert_allclose(one - none, slope, rtol=2e-3, atol=1e-6)
+
+
+def test_weight_decay_is_pytorchs_and_spares_batch_norm_and_biases():
+    strategy = tf.distribute.get_strategy()
+    start = {
+        v.path: v.numpy() for v in build_gaternet("resnet8", "resnet8", (8, 8, 1), seed=1).weights
+    }
+    without, _ = step(strategy, weight_decay=0.0)
+    decayed, _ = step(strategy, weight_decay=0.5)
+    for path, value in decayed.items():
+        # The first Nesterov step is learning rate * (1 + momentum) * gradient.
+        wanted = 0.1 * 1.9 * 0.5 * start[path] if path.endswith("kernel") else 0.0
+        np.testing.assert_allclose(without[path] - value, wanted, atol=1e-5, err_msg=path)
+
+
+def test_training_with_noise_repeats_with_the_seed():
+    strategy = tf.distribute.get_strategy()
+    (first, logs), (second, again) = step(strategy, noise=True), step(strategy, noise=True)
+    assert logs == pytest.approx(again, rel=1e-5)
+    for path, value in first.items():
+        np.testing.assert_allclose(second[path], value, rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+def test_learning_rate_falls_at_one_half_and_three_quarters(digits):
+    from gaternet_tf.data import Preprocessing
+
+    config = TrainingConfig(backbone="resnet8", gater="none", epochs=160)
+    model = build_and_compile(
+        config, Preprocessing(8, 8, 1, (0.0,), (1.0,)), 10, 100, tf.distribute.get_strategy()
+    )
+    schedule = keras.optimizers.schedules.deserialize(model.optimizer.get_config()["learning_rate"])
+    rates = [float(schedule(100 * epoch + 1)) for epoch in (0, 79, 80, 119, 120, 159)]
+    np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-5)
+
+
+def test_a_run_directory_has_everything_a_reader_needs(trained, digits):
+    assert trained.document["dataset"]["labels"] == list("0123456789")
+    assert trained.config["backbone"] == "resnet8"
+    assert trained.document["versions"]["tensorflow"] == tf.__version__
+    records = list(trained.metrics())
+    assert [record["epoch"] for record in records] == [1, 2, 3]
+    wanted = {"loss", "task_loss", "sparsity_loss", "accuracy", "gate_rate", "learning_rate"}
+    assert wanted <= records[0].keys()
+    assert list(trained.tensorboard.rglob("events.out.tfevents.*"))
+    pictures = sorted(trained.pictures.glob("*/*.png"), key=lambda path: path.name)
+    first_labels = [str(int(label)) for _, label in digits.examples("test").take(10)]
+    assert [path.parent.name for path in pictures] == first_labels
+    image = tf.io.decode_png(pictures[0].read_bytes()).numpy()
+    np.testing.assert_array_equal(image, next(iter(digits.examples("test")))[0])
+
+
+def test_the_result_is_that_of_the_saved_model(trained, digits):
+    again = evaluate(trained.load_model(), evaluation_batches(digits, trained.preprocessing, 100))
+    result = trained.result
+    assert result["test_accuracy"] == again["accuracy"]
+    assert result["test_loss"] == pytest.approx(again["loss"], rel=1e-5)
+    for key in ("gate_rate", "gates_always_on", "gates_input_dependent", "gates_on_max"):
+        assert result[key] == pytest.approx(again[key])
+
+
+class InterruptionError(Exception):
+    """Stands for whatever ends a process."""
+
+
+def test_an_interrupted_run_resumes_to_where_an_unbroken_one_ends(
+    data_dir, tmp_path, monkeypatch, capsys
+):
+    config = small_config(data_dir, epochs=3, batch_size=256)
+    train(config, tmp_path / "unbroken")
+    log = EpochLog.on_epoch_end
+
+    def interrupt(self, epoch, logs=None):
+        log(self, epoch, logs)
+        if epoch == 1:
+            # Epoch 2 is in the log already, and in no checkpoint yet.
+            raise InterruptionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EpochLog, "on_epoch_end", interrupt)
+        with pytest.raises(InterruptionError):
+            train(config, tmp_path / "broken")
+    with pytest.raises(UserError, match="stopped after 2 of 3 epochs"):
+        open_run(tmp_path / "broken")
+    capsys.readouterr()
+    train(config, tmp_path / "broken")
+    assert "resuming after epoch 1" in capsys.readouterr().out
+
+    broken, unbroken = open_run(tmp_path / "broken"), open_run(tmp_path / "unbroken")
+    assert [record["epoch"] for record in broken.metrics()] == [1, 2, 3]
+    for ours, theirs in zip(broken.metrics(), unbroken.metrics(), strict=True):
+        for key in ("loss", "accuracy", "gate_rate", "learning_rate"):
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-3), (key, ours, theirs)
+    for ours, theirs in zip(
+        broken.load_model().weights, unbroken.load_model().weights, strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4, err_msg=ours.path)
+
+
+def test_plain_backbone_trains_by_the_same_path(data_dir, tmp_path):
+    result = train(small_config(data_dir, gater="none", batch_size=256), tmp_path / "plain")
+    assert "gate_rate" not in result
+    assert result["parameters"] == 77_754
+    record = next(open_run(tmp_path / "plain").metrics())
+    assert "accuracy" in record
+    assert "gate_rate" not in record
+
+
+def test_two_replicas_train_a_run(data_dir, tmp_path):
+    config = small_config(data_dir, strategy="mirrored", batch_size=256)
+    result = train(config, tmp_path / "two")
+    model = open_run(tmp_path / "two").load_model()
+    assert result["test_images"] == 360
+    assert all(np.isfinite(weight).all() for weight in model.get_weights())
+
+
+def test_a_diverging_run_stops_with_the_step(data_dir, tmp_path):
+    config = small_config(data_dir, learning_rate=1e30, batch_size=256)
+    with pytest.raises(UserError, match=r"finite, and was (nan|inf) at step \d+; lower"):
+        train(config, tmp_path / "diverged")
+    assert not (tmp_path / "diverged" / "result.json").exists()
+
+
+def test_a_damaged_checkpoint_is_named(data_dir, trained, tmp_path):
+    import shutil
+
+    workdir = tmp_path / "damaged"
+    shutil.copytree(trained.path, workdir)
+    (workdir / "result.json").unlink()
+    for path in (workdir / "checkpoints").glob("*.data-*"):
+        path.write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"ckpt-3 is not.*another --workdir"):
+        train(small_config(data_dir, epochs=3), workdir)
+    assert len(list((workdir / "checkpoints").glob("*.index"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"sparsity": -0.1}, "--sparsity must be 0 or more, got -0.1"),
+        ({"sparsity": float("nan")}, "--sparsity must be 0 or more, got nan"),
+        ({"learning_rate": 0.0}, "--learning_rate must be above 0"),
+        ({"momentum": 1.0}, "--momentum must be below 1"),
+        ({"epochs": 0}, "--epochs must be 1 or more"),
+        ({"backbone": "resnet21"}, "6n\\+2.*got 'resnet21'"),
+        ({"gater": "resnet21"}, "6n\\+2.*got 'resnet21'"),
+        ({"strategy": "all"}, "--strategy must be one of"),
+        ({"dtype_policy": "float8"}, "--dtype_policy must be one of"),
+        ({"batch_size": 2000}, "at most the 1437 images"),
+    ],
+)
+def test_settings_are_checked_before_anything_is_written(data_dir, tmp_path, change, words):
+    with pytest.raises(UserError, match=words):
+        train(small_config(data_dir, **change), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_the_batch_must_divide_among_the_replicas():
+    check_batch_size(128, 2)
+    with pytest.raises(UserError, match="multiple of the 2 replicas, got 33; take 32"):
+        check_batch_size(33, 2)
+
+
+def test_recorded_settings_are_the_flags(trained):
+    fields = [field.name for field in dataclasses.fields(TrainingConfig)]
+    assert list(json.loads(trained.config_file.read_text())["config"]) == fields
