@@ -26,6 +26,8 @@ def write_saved_model(
     label_table = tf.constant(labels)
 
     def predict(pictures, present=None):
+        # A server does not check shapes, and the network would answer for any height and width.
+        pictures = tf.ensure_shape(pictures, images.shape)
         outputs = model(preprocessing.normalize(pictures), training=False)
         probabilities = tf.nn.softmax(tf.cast(outputs["logits"], tf.float32))
         class_ids = tf.argmax(probabilities, axis=-1, output_type=tf.int64)

@@ -10,6 +10,7 @@ import io
 import json
 import pathlib
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 
 import grpc
@@ -24,6 +25,7 @@ LOOPBACK = ("localhost", "127.", "[::1]", "ipv4:127.", "ipv6:[::1]")
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
 STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
+REMEDY = "serve what python -m export.main wrote"
 
 
 class ClientError(Exception):
@@ -116,7 +118,7 @@ class GaterNetClient:
         if "gates" not in signatures.signature_def:
             raise ClientError(
                 f"the model must have a signature 'gates', and '{self.model}' at {self.target} has "
-                f"{sorted(signatures.signature_def)}; export it with python -m export.main"
+                f"{sorted(signatures.signature_def)}; {REMEDY}"
             )
         images = signatures.signature_def["gates"].inputs["images"]
         _, height, width, channels = (dim.size for dim in images.tensor_shape.dim)
@@ -146,6 +148,12 @@ class GaterNetClient:
         name = "image_bytes" if signature == "image_bytes" else "images"
         request = wire.PredictRequest(model_spec=self._spec(signature), inputs={name: tensor})
         answer = self._call(PREDICT, request, wire.PredictResponse)
+        missing = sorted({"class_ids", "labels", "probabilities"} - set(answer.outputs))
+        if missing:
+            raise ClientError(
+                f"the model must answer with class_ids, labels and probabilities, and "
+                f"'{self.model}' at {self.target} gave no {' and '.join(missing)}; {REMEDY}"
+            )
         outputs = {key: wire.tensor_rows(value) for key, value in answer.outputs.items()}
         class_ids = outputs["class_ids"]
         gates = outputs.get("gates", [None] * len(class_ids))
@@ -172,6 +180,7 @@ class GaterNetClient:
             raise self._explained(error.code(), error.details()) from error
 
     def _explained(self, code, details):
+        details = " ".join(details.split())
         if code is grpc.StatusCode.UNAVAILABLE:
             return ClientError(
                 f"a model server must answer gRPC at {self.target}, and none does ({details}); "
@@ -190,6 +199,11 @@ class GaterNetClient:
             )
         if code is grpc.StatusCode.INVALID_ARGUMENT:
             return PictureError(f"the server at {self.target} refused the request: {details}")
+        if code is grpc.StatusCode.FAILED_PRECONDITION:
+            return ClientError(
+                f"the model '{self.model}' at {self.target} cannot answer this request "
+                f"({details}); {REMEDY}"
+            )
         return ClientError(f"the server at {self.target} answered {code.name}: {details}")
 
 
@@ -206,7 +220,11 @@ def decode(picture: bytes, shape: tuple[int, int, int]) -> bytes:
     """Pixels of an encoded picture, uint8 [height, width, channels] in row-major order."""
     height, width, channels = shape
     # First to RGB, as the exported graph does, which also drops an alpha channel as it does.
-    image = _open(picture).convert("RGB")
+    image = _open(picture)
+    if image.mode == "I;16":
+        # Pillow would cut 16 bits off at 255; TensorFlow takes the upper eight.
+        image = Image.frombytes("L", image.size, image.tobytes()[1::2])
+    image = image.convert("RGB")
     if channels == 1:
         image = image.convert("L")
     if image.size != (width, height):
@@ -216,7 +234,10 @@ def decode(picture: bytes, shape: tuple[int, int, int]) -> bytes:
 
 def _open(picture):
     try:
-        image = Image.open(io.BytesIO(picture), formats=FORMATS)
+        with warnings.catch_warnings():
+            # Our own limit is below the one that Pillow warns of.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(picture), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise PictureError(
                 f"a picture may have {MAX_PIXELS:,} pixels, and this one has "

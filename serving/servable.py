@@ -1,44 +1,37 @@
 """One version of a model, loaded and run as TensorFlow Serving does it: by a session."""
 
 import pathlib
-import re
 from collections.abc import Callable
 
 import grpc
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from tensorflow.core.framework import tensor_pb2
+from tensorflow.core.protobuf import saved_model_pb2
 
 from serving.errors import ServingError, invalid
+from serving.versions import ModelDirectoryError
 
 DEFAULT_SIGNATURE = "serving_default"
-NUMBER = re.compile(r"\s*[+-]?[0-9]+\s*")
+TAGS = ["serve"]
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
-class ModelDirectoryError(Exception):
-    """A base path that holds nothing to serve. The text says what is required and what came."""
+def _feeds(directory: pathlib.Path) -> dict[str, tf.Tensor]:
+    """A placeholder without a shape for every input tensor of a signature, by that one's name.
 
-
-def find_versions(base_path: pathlib.Path) -> dict[int, pathlib.Path]:
-    """The version directories below a base path, by number as absl::SimpleAtoi reads it."""
-    if not base_path.is_dir():
-        raise ModelDirectoryError(
-            f"--model_base_path must be a directory with a version such as {base_path}/1 in it, "
-            f"and there is no directory '{base_path}'"
-        )
-    versions = {
-        int(child.name): child for child in base_path.iterdir() if NUMBER.fullmatch(child.name)
+    A session compares what it is fed with the placeholder's shape; the real server leaves that to
+    the kernels, whose messages a caller then sees.
+    """
+    content = (directory / "saved_model.pb").read_bytes()
+    return {
+        info.name: tf.compat.v1.placeholder(info.dtype, name="fed_by_request")
+        for meta_graph in saved_model_pb2.SavedModel.FromString(content).meta_graphs
+        if list(meta_graph.meta_info_def.tags) == TAGS
+        for signature in meta_graph.signature_def.values()
+        for info in signature.inputs.values()
     }
-    if not versions:
-        hint = ""
-        if (base_path / "saved_model.pb").exists():
-            hint = f"; it is a version itself, so give the directory above it: {base_path.parent}"
-        raise ModelDirectoryError(
-            f"--model_base_path must have a directory below it that is named by a number, and "
-            f"'{base_path}' has none{hint}"
-        )
-    return versions
 
 
 class Servable:
@@ -56,8 +49,11 @@ class Servable:
         self._session = tf.compat.v1.Session(graph=tf.Graph())
         try:
             with self._session.graph.as_default():
-                meta_graph = tf.compat.v1.saved_model.load(self._session, ["serve"], str(directory))
-        except (OSError, RuntimeError, tf.errors.OpError) as error:
+                self._feeds = _feeds(directory)
+                meta_graph = tf.compat.v1.saved_model.load(
+                    self._session, TAGS, str(directory), input_map=self._feeds
+                )
+        except (OSError, RuntimeError, ValueError, DecodeError, tf.errors.OpError) as error:
             self._session.close()
             raise ModelDirectoryError(
                 f"version {version} must be a SavedModel tagged 'serve', and '{directory}' cannot "
@@ -99,12 +95,15 @@ class Servable:
             signature = self.signatures[signature_name]
             self._callables[key] = self._session.make_callable(
                 [signature.outputs[name].name for name in output_names],
-                feed_list=[signature.inputs[name].name for name in input_names],
+                feed_list=[self._feeds[signature.inputs[name].name] for name in input_names],
             )
         try:
             values = self._callables[key](*arrays)
         except tf.errors.OpError as error:
-            raise ServingError(CODES[error.error_code], error.message) from error
+            # Python's session wraps the kernel's error in one that adds lines to its message.
+            kernels = error.__context__
+            original = kernels if isinstance(kernels, tf.errors.OpError) else error
+            raise ServingError(CODES[original.error_code], original.message) from error
         return dict(zip(output_names, values, strict=True))
 
     @staticmethod

@@ -13,6 +13,8 @@ import threading
 
 from absl import app, flags, logging
 
+from serving.versions import ModelDirectoryError, find_versions
+
 FLAGS = flags.FLAGS
 GRACE_SECONDS = 5
 THREADS = 8
@@ -42,11 +44,13 @@ def start(base_path: str, name: str, address: str, port: int):
     import grpc
     from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-    from serving.servable import Servable, find_versions
-    from serving.services import ModelStore, register
-
     versions = find_versions(pathlib.Path(base_path))
     newest = max(versions)
+
+    # TensorFlow, which takes seconds.
+    from serving.servable import Servable
+    from serving.services import ModelStore, register
+
     server = grpc.server(
         concurrent.futures.ThreadPoolExecutor(THREADS),
         options=[
@@ -81,8 +85,6 @@ def main(argv):
         signal.signal(number, lambda *_: stop.set())
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.ERROR)
-    from serving.servable import ModelDirectoryError
-
     try:
         server, port, version = start(
             FLAGS.model_base_path, FLAGS.model_name, FLAGS.address, FLAGS.port

@@ -1,6 +1,9 @@
 """Compiles wire.proto to the descriptor set that `serving.wire` reads."""
 
+import importlib.util
 import pathlib
+import subprocess
+import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 PROTO = "wire.proto"
@@ -8,20 +11,19 @@ DESCRIPTOR_SET = HERE / "wire.binpb"
 
 
 def compile_descriptor_set(output: pathlib.Path) -> None:
-    """Compiles wire.proto, with what it imports, to `output`. Needs grpcio-tools."""
-    import grpc_tools
-    from grpc_tools import protoc
+    """Compiles wire.proto, with what it imports, to `output`.
 
-    well_known = pathlib.Path(grpc_tools.__file__).parent / "_proto"
-    status = protoc.main(
-        [
-            "protoc",
-            f"-I{HERE}",
-            f"-I{well_known}",
-            "--include_imports",
-            f"--descriptor_set_out={output}",
-            PROTO,
-        ]
+    Raises:
+      ImportError: without grpcio-tools.
+      RuntimeError: when wire.proto does not compile.
+    """
+    if importlib.util.find_spec("grpc_tools") is None:
+        raise ImportError("grpcio-tools is required to compile wire.proto, and is not installed")
+    # In a process of its own: the compiler and TensorFlow bring a protobuf each, and one process
+    # that has both crashes.
+    protoc = [sys.executable, "-m", "grpc_tools.protoc", f"-I{HERE}", "--include_imports"]
+    done = subprocess.run(
+        [*protoc, f"--descriptor_set_out={output}", PROTO], capture_output=True, text=True
     )
-    if status:
-        raise RuntimeError(f"protoc ended with status {status} on {HERE / PROTO}")
+    if done.returncode:
+        raise RuntimeError(f"protoc ended with status {done.returncode}: {done.stderr.strip()}")

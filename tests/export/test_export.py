@@ -47,7 +47,11 @@ class AsServed:
         self.signatures = self.meta_graph.signature_def
 
     def run(self, *requests):
-        """Runs (signature, {input: array}) each; returns a dict of arrays each."""
+        """Runs (signature, {input: array}) each; returns a dict of arrays each.
+
+        Raises:
+          RuntimeError: with the server's message, when a request fails.
+        """
         job, names = [], []
         for signature, inputs in requests:
             info = self.signatures[signature]
@@ -63,7 +67,8 @@ class AsServed:
         done = subprocess.run(
             [sys.executable, C_SESSION, *arguments], capture_output=True, text=True, timeout=300
         )
-        assert done.returncode == 0, done.stderr[-2000:]
+        if done.returncode:
+            raise RuntimeError(done.stderr)
         answers = pickle.loads((self.scratch / "answer").read_bytes())
         return [dict(zip(*pair, strict=True)) for pair in zip(names, answers, strict=True)]
 
@@ -145,6 +150,12 @@ def test_pictures_of_other_sizes_and_formats_share_a_batch(served, trained, want
     assert answer["class_ids"][3] == -1
     assert answer["labels"][3] == b""
     np.testing.assert_array_equal(answer["probabilities"][3], 0.0)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 8, 1), (2, 16, 16, 1), (2, 8, 8, 3)])
+def test_pixels_of_another_size_are_refused(served, shape):
+    with pytest.raises(RuntimeError, match=r"not compatible with expected shape \[\?,8,8,1\]"):
+        served.run(("gates", {"images": np.zeros(shape, np.uint8)}))
 
 
 def test_an_empty_batch_is_an_empty_answer(served):

@@ -1,0 +1,116 @@
+"""python -m serving.server as a user starts and stops it."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers import ROOT, run_module
+
+from serving.client import GaterNetClient
+from serving.demo import local_server
+
+
+@contextlib.contextmanager
+def started(*flags):
+    """A server process and its first line; killed with the block if it still runs."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "serving.server", "--port=0", *flags],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process, process.stdout.readline()
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_starts_on_loopback_and_stops_cleanly_on_a_signal(exported, number):
+    with started(f"--model_base_path={exported}", "--model_name=gaternet") as (process, line):
+        port = int(re.search(r"serving gaternet version 1 on 127\.0\.0\.1:(\d+) ", line)[1])
+        assert "production is TensorFlow Serving" in line
+        with GaterNetClient(f"localhost:{port}", "gaternet") as client:
+            assert client.status() == {1: "AVAILABLE"}
+        # Every 127.x.x.x is this machine; a server on all interfaces would answer there too.
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection(("127.0.0.2", port), timeout=5)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+        assert (process.returncode, out) == (0, "server stopped\n")
+        # TensorFlow says of itself that it found no GPU.
+        assert [
+            line for line in err.splitlines() if not re.match("WARNING: All log|I0000", line)
+        ] == []
+
+
+def test_serves_the_newest_version_by_number(exported, tmp_path):
+    for name in ("9", "0010"):
+        shutil.copytree(exported / "1", tmp_path / name)
+    for name in ("1.5", "tmp-11", ".12", "latest"):
+        (tmp_path / name).mkdir()
+    with local_server(str(tmp_path)) as target, GaterNetClient(target, "gaternet") as client:
+        assert client.status() == {10: "AVAILABLE"}
+
+
+def test_a_number_that_is_not_a_model_is_refused(tmp_path):
+    (tmp_path / "3").mkdir()
+    flags = [f"--model_base_path={tmp_path}", "--port=0"]
+    run_module("serving.server", *flags, cwd=tmp_path).assert_refused(
+        "version 3 must be a SavedModel", str(tmp_path / "3")
+    )
+
+
+def damage_graph(version):
+    (version / "saved_model.pb").write_bytes(b"damaged")
+
+
+def damage_variables(version):
+    os.truncate(version / "variables" / "variables.data-00000-of-00001", 100)
+
+
+def remove_variables(version):
+    (version / "variables" / "variables.index").unlink()
+
+
+@pytest.mark.parametrize("damage", [damage_graph, damage_variables, remove_variables])
+def test_a_damaged_export_is_refused(exported, tmp_path, damage):
+    shutil.copytree(exported, tmp_path / "models")
+    damage(tmp_path / "models" / "1")
+    flags = ["--model_base_path=models", "--port=0"]
+    run_module("serving.server", *flags, cwd=tmp_path).assert_refused(
+        "version 1 must be a SavedModel tagged 'serve', and 'models/1' cannot be loaded"
+    )
+
+
+def test_bad_input_is_refused(exported, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for flags, words in [
+            ([], ["--model_base_path"]),
+            (["--model_base_path=nowhere"], ["must be a directory with a version", "nowhere"]),
+            (["--model_base_path=empty"], ["named by a number", "'empty' has none"]),
+            ([f"--model_base_path={exported / '1'}"], [f"the directory above it: {exported}"]),
+            (
+                [f"--model_base_path={exported}", f"--port={port}"],
+                ["--port must be free", f"127.0.0.1:{port}"],
+            ),
+            ([f"--model_base_path={exported}", "--port=70000"], ["--port", "70000"]),
+            ([f"--model_base_path={exported}", "8500"], ["takes flags only", "8500"]),
+        ]:
+            run_module("serving.server", *flags, cwd=tmp_path).assert_refused(*words)
+
+
+def test_help_needs_no_tensorflow(tmp_path):
+    started_at = time.monotonic()
+    assert "--model_base_path" in run_module("serving.server", "--helpshort", cwd=tmp_path).out
+    assert time.monotonic() - started_at < 2
