@@ -14,6 +14,7 @@ import os
 import pathlib
 import platform
 import subprocess
+import tempfile
 from collections.abc import Iterator
 
 from gaternet_tf.data import Preprocessing
@@ -23,7 +24,7 @@ FORMAT = "gaternet-run-1"
 
 
 class RunDirectory:
-    """A directory with one training run in it. `open_run` and `create_run` make these."""
+    """A directory with one training run in it. `open_run` and `prepare_run` make these."""
 
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
@@ -82,7 +83,8 @@ class RunDirectory:
         write_text(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
 
     def write_document(self, config: dict, dataset: dict, preprocessing: Preprocessing) -> None:
-        """Writes config.json, which makes the directory a run."""
+        """Makes the directory, if it is new, and writes config.json, which makes it a run."""
+        self.path.mkdir(parents=True, exist_ok=True)
         write_json(
             self.config_file,
             {
@@ -106,34 +108,46 @@ class RunDirectory:
         return keras.models.load_model(self.model_file, compile=False)
 
 
-def create_run(path: str | os.PathLike, config: dict) -> RunDirectory:
-    """Prepares `path` for training with `config`: new, empty, or an unfinished run of the same.
+def prepare_run(path: str | os.PathLike, config: dict) -> RunDirectory:
+    """Checks that `path` can take a run: new, empty, or an unfinished run of the same `config`.
+
+    Nothing is left there yet; `RunDirectory.write_document` makes the directory.
 
     Raises:
       UserError: when something else is there, the run is finished, was started with other
         settings, or nothing can be written there.
     """
     run = RunDirectory(path)
-    if run.path.exists() and not run.path.is_dir():
+    if os.path.exists(path) and not run.path.is_dir():
         raise UserError(f"--workdir must be a directory, and '{path}' is a file; choose another")
-    if run.config_file.exists():
+    if os.path.exists(run.config_file):
         _require_same_run(run, config)
-    elif run.path.is_dir() and any(run.path.iterdir()):
+    elif os.path.isdir(path) and any(run.path.iterdir()):
         raise UserError(
             f"--workdir must be new, empty or a run to resume, and '{path}' holds other files and "
             "no config.json; choose another"
         )
     try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        probe = run.path / f".write-test-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        _try_writing(run.path)
     except OSError as error:
         raise UserError(
             f"--workdir must be a directory that can be written, and '{path}' cannot "
             f"({error.strerror}); choose another or change its permissions"
         ) from error
     return run
+
+
+def _try_writing(directory):
+    # os.path's functions say no where a name is too long, pathlib's raise.
+    missing = [path for path in (directory, *directory.parents) if not os.path.exists(path)]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    finally:
+        for path in missing:
+            if os.path.isdir(path):
+                path.rmdir()
 
 
 def open_run(path: str | os.PathLike) -> RunDirectory:

@@ -26,7 +26,7 @@ from gaternet_tf.evaluation import describe, evaluate
 from gaternet_tf.losses import GateRate, SparsityLoss
 from gaternet_tf.models import NO_GATER, build_gaternet, gate_map, resnet_spec
 from gaternet_tf.models.resnet_cifar import resnet_gate_map
-from gaternet_tf.runs import RunDirectory, create_run
+from gaternet_tf.runs import RunDirectory, prepare_run
 
 STRATEGIES = ("auto", "none", "mirrored")
 DTYPE_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -123,7 +123,7 @@ def train(config: TrainingConfig, workdir: str | os.PathLike) -> dict:
     recorded = {key: settings[key] for key in settings if key not in NOT_PART_OF_A_RUN}
     strategy = choose_strategy(config.strategy)
     check_batch_size(config.batch_size, strategy.num_replicas_in_sync)
-    run = create_run(workdir, recorded)
+    run = prepare_run(workdir, recorded)
     dataset = open_dataset(config.dataset, config.data_dir, config.download)
     steps = dataset.size(dataset.train_split) // config.batch_size
     if not steps:

@@ -6,13 +6,13 @@ import pytest
 
 from gaternet_tf import UserError
 from gaternet_tf.data import Preprocessing
-from gaternet_tf.runs import create_run, open_run, write_text
+from gaternet_tf.runs import open_run, prepare_run, write_text
 
 CONFIG = {"backbone": "resnet20", "epochs": 5}
 
 
 def begin(path, config=CONFIG):
-    run = create_run(path, config)
+    run = prepare_run(path, config)
     run.write_document(config, {"labels": ["a"]}, Preprocessing(8, 8, 1, (0.0,), (1.0,)))
     return run
 
@@ -24,39 +24,46 @@ def test_a_new_or_empty_directory_becomes_a_run(tmp_path):
     assert {path.name for path in (tmp_path / "empty").iterdir()} == {"config.json"}
 
 
+def test_looking_at_a_place_leaves_nothing_there(tmp_path):
+    prepare_run(tmp_path / "a" / "b", CONFIG)
+    with pytest.raises(UserError, match="File name too long"):
+        prepare_run(tmp_path / "c" / ("d" * 300), CONFIG)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_same_settings_resume(tmp_path):
     begin(tmp_path / "run")
-    assert create_run(tmp_path / "run", CONFIG).config == CONFIG
+    assert prepare_run(tmp_path / "run", CONFIG).config == CONFIG
 
 
 def test_other_settings_are_refused_naming_the_flags(tmp_path):
     begin(tmp_path / "run")
     with pytest.raises(UserError, match=r"differ \(--epochs: 5 then, 6 now\)"):
-        create_run(tmp_path / "run", {**CONFIG, "epochs": 6})
+        prepare_run(tmp_path / "run", {**CONFIG, "epochs": 6})
 
 
 def test_a_foreign_directory_is_refused_and_kept(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="holds other files"):
-        create_run(tmp_path, CONFIG)
+        prepare_run(tmp_path, CONFIG)
     (tmp_path / "config.json").write_text(json.dumps({"format": "somebody else's"}))
     with pytest.raises(UserError, match="is not one"):
-        create_run(tmp_path, CONFIG)
+        prepare_run(tmp_path, CONFIG)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
-        create_run(tmp_path / "file", CONFIG)
+        prepare_run(tmp_path / "file", CONFIG)
     with pytest.raises(UserError, match=r"cannot \(Not a directory\)"):
-        create_run(tmp_path / "file" / "below", CONFIG)
+        prepare_run(tmp_path / "file" / "below", CONFIG)
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):
     begin(tmp_path / "run").write_result({"test_accuracy": 0.5})
     with pytest.raises(UserError, match=r"finished \(test accuracy 0.5000\)"):
-        create_run(tmp_path / "run", CONFIG)
+        prepare_run(tmp_path / "run", CONFIG)
 
 
 def test_reading_wants_a_finished_run(tmp_path):

@@ -51,7 +51,7 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, flags, words)
     (tmp_path / "foreign" / "note.txt").write_text("mine")
     flags = [*DIGITS, "--data_dir=data", "--workdir=run", *flags]
     run_module("train.main", *flags, cwd=tmp_path).assert_refused(*words)
-    assert not (tmp_path / "run" / "config.json").exists()
+    assert not (tmp_path / "run").exists()
     assert [path.name for path in (tmp_path / "foreign").iterdir()] == ["note.txt"]
 
 
