@@ -21,7 +21,7 @@ demo: $(INSTALLED)
 	$(PY) -m export.main --workdir=runs/demo --output_dir=models/gaternet --version=1
 	$(PY) -m serving.demo --model_base_path=models/gaternet runs/demo/pictures
 
-test: $(INSTALLED)
+test: $(INSTALLED) .venv/torch
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
@@ -48,6 +48,15 @@ $(INSTALLED): requirements.lock setup.cfg setup.py pyproject.toml serving/wire.p
 	@echo "installing the locked dependencies into .venv (once; about 2 GB, minutes)"
 	@$(PY) -m pip install --quiet --require-hashes -r requirements.lock
 	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Only the tests of train.convert need PyTorch. It is pinned here and not in the lock file, because
+# what it brings along differs between its builds, with CUDA's libraries and without.
+TORCH := torch==2.13.0
+
+.venv/torch: $(INSTALLED)
+	@echo "installing $(TORCH) into .venv for the tests of train.convert (once)"
+	@$(PY) -m pip install --quiet $(TORCH)
 	@touch $@
 
 # Renews the lock file; needs a network.

@@ -4,6 +4,7 @@ import os
 import pathlib
 
 import numpy as np
+import tensorflow as tf
 
 from export.publish import choose_version, published
 from export.signatures import write_saved_model
@@ -35,12 +36,6 @@ def export_run(
     # Made absolute without following links: the last part is the model's name.
     base = pathlib.Path(os.path.abspath(output_dir))
     version = choose_version(base, version)
-    pictures = [path.read_bytes() for path in sorted(run.pictures.glob("*/*.png"))]
-    if not pictures:
-        raise UserError(
-            f"an export warms up with the pictures of its run, and '{run.pictures}' has none; "
-            "copy a test picture to CLASS/NUMBER.png below it"
-        )
     model = run.load_model()
     check_finite(model)
     preprocessing = run.preprocessing
@@ -48,9 +43,16 @@ def export_run(
         write_saved_model(model, preprocessing, run.labels, str(directory))
         extra = directory / "assets.extra"
         extra.mkdir()
-        write_warmup(extra / FILE_NAME, pictures, preprocessing, base.name)
+        write_warmup(extra / FILE_NAME, warmup_pictures(run), preprocessing, base.name)
         write_json(extra / MANIFEST, manifest(run, model, base.name, version))
     return pathlib.Path(output_dir) / str(version)
+
+
+def warmup_pictures(run: RunDirectory) -> list[bytes]:
+    """The run's own pictures; for a converted run, which has none, a grey one."""
+    pictures = [path.read_bytes() for path in sorted(run.pictures.glob("*/*.png"))]
+    grey = tf.fill(run.preprocessing.shape, tf.constant(128, tf.uint8))
+    return pictures or [tf.io.encode_png(grey).numpy()]
 
 
 def check_finite(model) -> None:

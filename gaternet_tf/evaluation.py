@@ -1,8 +1,14 @@
 """Accuracy, loss and gate statistics of a model, as inference computes them."""
 
+import os
+
 import keras
 import numpy as np
 import tensorflow as tf
+
+from gaternet_tf.data import evaluation_batches, open_dataset
+from gaternet_tf.errors import UserError
+from gaternet_tf.runs import open_run, write_json
 
 
 def evaluate(model: keras.Model, batches) -> dict:
@@ -55,6 +61,45 @@ def evaluate(model: keras.Model, batches) -> dict:
             "gates_on_max": int(per_image.max()),
         }
     return result
+
+
+def evaluate_run(
+    workdir: str | os.PathLike,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    download: bool = True,
+    batch_size: int = 250,
+) -> dict:
+    """Evaluates a finished run on the test split of a dataset with the run's classes.
+
+    Returns:
+      What `evaluate` does, with `dataset`, `version` and `split`. The run directory gets it as
+      `evaluation-DATASET-SPLIT.json`.
+
+    Raises:
+      UserError: for no finished run, or a dataset that is not there or has other classes.
+    """
+    run = open_run(workdir)
+    data = open_dataset(dataset or run.document["dataset"]["name"], data_dir, download)
+    if list(data.labels) != run.labels:
+        raise UserError(
+            f"--dataset must have the classes that the run was trained on, {_some(run.labels)}, "
+            f"and '{data.name}' has {_some(data.labels)}"
+        )
+    batches = evaluation_batches(data, run.preprocessing, batch_size)
+    result = {
+        "dataset": data.name,
+        "version": data.version,
+        "split": data.test_split,
+        **evaluate(run.load_model(), batches),
+    }
+    write_json(run.path / f"evaluation-{data.name}-{data.test_split}.json", result)
+    return result
+
+
+def _some(labels):
+    shown = ", ".join(labels[:4])
+    return f"{len(labels)} ({shown}{', ...' if len(labels) > 4 else ''})"
 
 
 def describe(result: dict) -> str:

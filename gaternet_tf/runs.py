@@ -118,23 +118,35 @@ def prepare_run(path: str | os.PathLike, config: dict) -> RunDirectory:
         settings, or nothing can be written there.
     """
     run = RunDirectory(path)
-    if os.path.exists(path) and not run.path.is_dir():
-        raise UserError(f"--workdir must be a directory, and '{path}' is a file; choose another")
     if os.path.exists(run.config_file):
         _require_same_run(run, config)
-    elif os.path.isdir(path) and any(run.path.iterdir()):
+        require_writable(path, "--workdir")
+    else:
+        require_place(path, "--workdir")
+    return run
+
+
+def require_place(path: str | os.PathLike, flag: str) -> None:
+    """Raises `UserError`, naming `flag`, unless `path` is new or empty and can be written."""
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise UserError(f"{flag} must be a directory, and '{path}' is a file; choose another")
+    if os.path.isdir(path) and (names := sorted(os.listdir(path))):
         raise UserError(
-            f"--workdir must be new, empty or a run to resume, and '{path}' holds other files and "
-            "no config.json; choose another"
+            f"{flag} must be new or empty, and '{path}' holds other files ({names[0]}"
+            f"{', ...' if len(names) > 1 else ''}); choose another"
         )
+    require_writable(path, flag)
+
+
+def require_writable(path: str | os.PathLike, flag: str) -> None:
+    """Raises `UserError`, naming `flag`, unless `path` is or can become a writable directory."""
     try:
-        _try_writing(run.path)
+        _try_writing(pathlib.Path(path))
     except OSError as error:
         raise UserError(
-            f"--workdir must be a directory that can be written, and '{path}' cannot "
+            f"{flag} must be a directory that can be written, and '{path}' cannot "
             f"({error.strerror}); choose another or change its permissions"
         ) from error
-    return run
 
 
 def _try_writing(directory):
@@ -189,8 +201,8 @@ def _require_same_run(run, config):
     _require_run(run)
     if run.finished:
         raise UserError(
-            f"--workdir must be new or a run to resume, and the run in '{run.path}' is finished "
-            f"(test accuracy {run.result['test_accuracy']:.4f}); choose another --workdir"
+            f"--workdir must be new or a run to resume, and the run in '{run.path}' is finished; "
+            "choose another --workdir"
         )
     old = run.config
     differing = [key for key in config if config[key] != old.get(key)]

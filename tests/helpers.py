@@ -51,3 +51,42 @@ def small_config(data_dir, **changes):
         "batch_size": 64,
     }
     return TrainingConfig(**(settings | changes))
+
+
+CIFAR10_CLASSES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+
+
+def write_cifar10_archive(directory, images, labels):
+    """Writes what the published archive holds: a label byte and 3,072 bytes [3, 32, 32] each.
+
+    The last four pictures are the test set.
+    """
+    folder = directory / "cifar-10-batches-bin"
+    folder.mkdir(parents=True)
+    (folder / "batches.meta.txt").write_text("\n".join(CIFAR10_CLASSES) + "\n")
+    records = [
+        bytes([label]) + image.transpose(2, 0, 1).tobytes()
+        for image, label in zip(images, labels, strict=True)
+    ]
+    for number in range(1, 6):
+        (folder / f"data_batch_{number}.bin").write_bytes(b"".join(records[number - 1 : -4 : 5]))
+    (folder / "test_batch.bin").write_bytes(b"".join(records[-4:]))
+
+
+def stand_in_for_cifar10s_server(monkeypatch, directory, images, labels) -> list[str]:
+    """Lets TFDS "download" these pictures; returns the list of addresses it asked for, so far."""
+    import tensorflow_datasets as tfds
+
+    write_cifar10_archive(directory, images, labels)
+    fetched = []
+
+    def fetch(self, url):
+        fetched.append(url)
+        return directory
+
+    monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", fetch)
+    monkeypatch.setattr("gaternet_tf.data.sources._unreachable", lambda url: None)
+    return fetched

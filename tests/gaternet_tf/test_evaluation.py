@@ -1,10 +1,13 @@
 """Evaluation against a count by hand."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
 
-from gaternet_tf.evaluation import describe, evaluate
+from gaternet_tf import UserError
+from gaternet_tf.evaluation import describe, evaluate, evaluate_run
 
 
 def planted_model():
@@ -50,3 +53,12 @@ def test_counts_whatever_the_batch_size(size):
 def test_no_images_is_an_error():
     with pytest.raises(ValueError, match="at least one image"):
         evaluate(planted_model(), [])
+
+
+def test_a_dataset_of_other_classes_is_refused(trained, digits, monkeypatch):
+    other = dataclasses.replace(digits, name="pets", labels=("cat", "dog"))
+    monkeypatch.setattr("gaternet_tf.evaluation.open_dataset", lambda *_: other)
+    with pytest.raises(
+        UserError, match=r"10 \(0, 1, 2, 3, \.\.\.\), and 'pets' has 2 \(cat, dog\)"
+    ):
+        evaluate_run(trained.path, "pets")

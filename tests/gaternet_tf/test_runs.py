@@ -62,7 +62,7 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path):
 
 def test_a_finished_run_is_not_trained_again(tmp_path):
     begin(tmp_path / "run").write_result({"test_accuracy": 0.5})
-    with pytest.raises(UserError, match=r"finished \(test accuracy 0.5000\)"):
+    with pytest.raises(UserError, match="is finished; choose another"):
         prepare_run(tmp_path / "run", CONFIG)
 
 

@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from helpers import stand_in_for_cifar10s_server
 from sklearn.datasets import load_digits
 
 from gaternet_tf import UserError
@@ -43,45 +44,11 @@ def test_a_prepared_set_opens_again_without_being_made_again(data_dir, capsys):
     assert capsys.readouterr().out == ""
 
 
-def write_cifar10_archive(directory, images, labels):
-    """Writes what the published archive holds: a label byte and 3,072 bytes [3, 32, 32] each."""
-    folder = directory / "cifar-10-batches-bin"
-    folder.mkdir(parents=True)
-    names = [
-        "airplane",
-        "automobile",
-        "bird",
-        "cat",
-        "deer",
-        "dog",
-        "frog",
-        "horse",
-        "ship",
-        "truck",
-    ]
-    (folder / "batches.meta.txt").write_text("\n".join(names) + "\n")
-    records = [
-        bytes([label]) + image.transpose(2, 0, 1).tobytes()
-        for image, label in zip(images, labels, strict=True)
-    ]
-    for number in range(1, 6):
-        (folder / f"data_batch_{number}.bin").write_bytes(b"".join(records[number - 1 : -4 : 5]))
-    (folder / "test_batch.bin").write_bytes(b"".join(records[-4:]))
-
-
 def test_cifar10_is_fetched_with_an_announcement_and_read(monkeypatch, tmp_path, capsys):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (24, 32, 32, 3)).astype(np.uint8)
     labels = np.arange(24) % 10
-    write_cifar10_archive(tmp_path / "archive", images, labels)
-    fetched = []
-
-    def fetch(self, url):
-        fetched.append(url)
-        return tmp_path / "archive"
-
-    monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", fetch)
-    monkeypatch.setattr("gaternet_tf.data.sources._unreachable", lambda url: None)
+    fetched = stand_in_for_cifar10s_server(monkeypatch, tmp_path / "archive", images, labels)
     dataset = open_dataset("cifar10", str(tmp_path / "data"))
     assert "cifar10: downloading 162.17 MiB to" in capsys.readouterr().out
     assert fetched == ["https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"]

@@ -1,0 +1,216 @@
+"""The state dictionaries of the authors' released PyTorch code, to and from a Keras model.
+
+Only names, layouts and numbers; reading and writing the files is `gaternet_tf.torch_files`' work.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+import keras
+import numpy as np
+
+from gaternet_tf.errors import UserError
+from gaternet_tf.layers import GatedConv2D
+
+BACKBONE = "backbone_state_dict"
+GATER = "gater_state_dict"
+StateDicts = Mapping[str, Mapping[str, np.ndarray]]
+
+THRESHOLD = math.log(0.59999 / 0.60001)
+"""Their gate is on where `1.2 * sigmoid(z) - 0.1 > 0.49999`, that is for `z > -3.3e-5`; ours where
+`z > 0`. The difference goes into the bias of the gater's last layer: a `z` of exactly 0 stays on.
+"""
+CONV_AXES = (3, 2, 0, 1)
+"""Keras [height, width, in, out] as PyTorch's [out, in, height, width]."""
+DENSE_AXES = (1, 0)
+"""Keras [in, out] as PyTorch's [out, in]."""
+NORMALIZATION = {
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
+DENSE = {
+    "logits": (BACKBONE, "fc"),
+    "gater_fc1": (GATER, "resnet.newfc"),
+    "gater_fc2": (GATER, "fnn.fc.0"),
+}
+COUNTER = ".num_batches_tracked"
+LISTED = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One variable of ours and its place in the authors' files."""
+
+    variable: keras.Variable
+    part: str
+    key: str
+    axes: tuple[int, ...] = (0,)
+    shift: float = 0.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape in the authors' layout."""
+        return tuple(self.variable.shape[axis] for axis in self.axes)
+
+    def read(self) -> np.ndarray:
+        """The variable's values, float32, in the authors' layout."""
+        values = np.asarray(self.variable, np.float32) + np.float32(self.shift)
+        return np.ascontiguousarray(values.transpose(self.axes))
+
+    def assign(self, values: np.ndarray) -> None:
+        """Sets the variable from values in the authors' layout."""
+        back = values.astype(np.float32).transpose(np.argsort(self.axes))
+        self.variable.assign(back - np.float32(self.shift))
+
+
+def tensors(model: keras.Model) -> Iterator[Tensor]:
+    """The variables of a GaterNet with the authors' names, in network order.
+
+    Raises:
+      UserError: for a network that the authors' code cannot hold.
+    """
+    check_representable(model)
+    for layer in model.layers:
+        if isinstance(layer, GatedConv2D):
+            part, convolution, normalization = _places(layer.name)
+            yield Tensor(layer.convolution.kernel, part, f"{convolution}.weight", CONV_AXES)
+            for ours, theirs in NORMALIZATION.items():
+                variable = getattr(layer.normalization, ours)
+                yield Tensor(variable, part, f"{normalization}.{theirs}")
+        elif isinstance(layer, keras.layers.Dense):
+            part, name = DENSE[layer.name]
+            shift = THRESHOLD if layer.name == "gater_fc2" else 0.0
+            yield Tensor(layer.kernel, part, f"{name}.weight", DENSE_AXES)
+            yield Tensor(layer.bias, part, f"{name}.bias", shift=shift)
+
+
+def check_representable(model: keras.Model) -> None:
+    """Raises `UserError` unless the authors' code has a place for everything in `model`."""
+    names = {layer.name for layer in model.layers}
+    if "gates" not in names:
+        problem = "this one has no gater (--gater=none)"
+    elif "gater_fc1_normalization" in names:
+        problem = "this one's has batch normalisation (train with --nohead_batch_norm)"
+    elif "stage1_unit1_conv3" in names or "gater_stage1_unit1_conv3" in names:
+        problem = "this one has bottleneck units of three convolutions"
+    elif model.get_layer("gate_split").segments[0]["convolution"] != 2:
+        problem = "this one gates every convolution (--gated_convs=all)"
+    else:
+        return
+    raise UserError(
+        "the authors' code knows ResNets of basic units, gated on the last convolution of each, "
+        f"with a gater whose head has no batch normalisation; {problem}"
+    )
+
+
+def state_dicts(model: keras.Model) -> dict[str, dict[str, np.ndarray]]:
+    """The two state dictionaries of a model, float32 arrays in the authors' order of names."""
+    parts: dict[str, dict[str, np.ndarray]] = {BACKBONE: {}, GATER: {}}
+    for tensor in tensors(model):
+        parts[tensor.part][tensor.key] = tensor.read()
+    return parts
+
+
+def load_state_dicts(model: keras.Model, parts: StateDicts) -> None:
+    """Sets every variable of `model` from the authors' state dictionaries.
+
+    Keys may begin with `module.`, and batch normalisations may have a `num_batches_tracked`.
+
+    Raises:
+      UserError: unless every key is used exactly once, every shape fits and every number is
+        finite; `model` is then unchanged.
+    """
+    wanted = {(tensor.part, tensor.key): tensor for tensor in tensors(model)}
+    given, twice = _without_prefix(parts)
+    counters = {
+        (part, key.removesuffix(".running_mean") + COUNTER)
+        for part, key in wanted
+        if key.endswith(".running_mean")
+    }
+    problems = {
+        "missing": [_label(place) for place in wanted if place not in given],
+        "unexpected": [
+            _label(place) for place in given if place not in wanted and place not in counters
+        ],
+        "there twice, with and without 'module.'": [_label(place) for place in twice],
+        "of another shape": [
+            f"{_label(place)} ({list(given[place].shape)}, must be {list(tensor.shape)})"
+            for place, tensor in wanted.items()
+            if place in given and given[place].shape != tensor.shape
+        ],
+        "not finite": [
+            _label(place)
+            for place in wanted
+            if place in given and not np.isfinite(given[place]).all()
+        ],
+    }
+    if any(problems.values()):
+        raise UserError(
+            "a checkpoint must have every tensor of its network and no other, and this one has "
+            + "; ".join(_listed(kind, places) for kind, places in problems.items() if places)
+            + _hint(given, wanted)
+        )
+    for place, tensor in wanted.items():
+        tensor.assign(given[place])
+
+
+def _places(layer_name):
+    """(part, key of the convolution, key of its normalisation) of one of our layers."""
+    part, prefix, name = BACKBONE, "", layer_name
+    if name.startswith("gater_"):
+        part, prefix, name = GATER, "resnet.", name.removeprefix("gater_")
+    if name == "stem":
+        return part, f"{prefix}conv", f"{prefix}bn"
+    stage, unit, last = name.split("_")
+    block = f"{prefix}{stage}.{unit.replace('unit', 'block')}"
+    if last == "shortcut":
+        return part, f"{block}.shortcut.conv", f"{block}.shortcut.bn"
+    return part, f"{block}.{last}", f"{block}.{last.replace('conv', 'bn')}"
+
+
+def _without_prefix(parts):
+    """({(part, key): values}, [places that came twice]). DataParallel prefixes keys `module.`."""
+    given, twice = {}, []
+    for part, values in parts.items():
+        for key, value in values.items():
+            place = part, key.removeprefix("module.")
+            if place in given:
+                twice.append(place)
+            given[place] = value
+    return given, twice
+
+
+def _label(place):
+    part, key = place
+    return f"{part.removesuffix('_state_dict')} {key}"
+
+
+def _listed(kind, places):
+    shown = ", ".join(places[:LISTED])
+    more = f" and {len(places) - LISTED} more" if len(places) > LISTED else ""
+    return f"{len(places)} {kind}: {shown}{more}"
+
+
+def _hint(given, wanted):
+    """The depth that the file's keys speak of, where it is not the depth that was asked for."""
+
+    def units(places):
+        found: collections.Counter[str] = collections.Counter()
+        for part, key in places:
+            if match := re.search(r"stage1\.block(\d+)\.conv1\.weight$", key):
+                found[part] = max(found[part], int(match[1]))
+        return found
+
+    theirs, ours = units(given), units(wanted)
+    flags = {BACKBONE: "--backbone", GATER: "--gater"}
+    hints = [
+        f"{flag}=resnet{6 * theirs[part] + 2}"
+        for part, flag in flags.items()
+        if theirs[part] and theirs[part] != ours[part]
+    ]
+    return f". Its keys are those of {' '.join(hints)}" if hints else ""
