@@ -1,5 +1,6 @@
 """Datasets by name: our digits, sets of TFDS, and what happens when one is not there."""
 
+import threading
 import time
 
 import numpy as np
@@ -101,11 +102,18 @@ def test_a_set_to_be_fetched_by_hand_says_how(tmp_path):
 
 def test_reaching_out_ends_in_time(monkeypatch):
     assert "refused" in _unreachable("http://127.0.0.1:9/x")
-    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: time.sleep(60))
+    over = threading.Event()
+
+    def hang(*arguments, **options):
+        over.wait(60)
+        raise OSError("nothing there")
+
+    monkeypatch.setattr("urllib.request.urlopen", hang)
     monkeypatch.setattr("gaternet_tf.data.sources.REACH_SECONDS", 0.1)
     started = time.monotonic()
     assert "no answer" in _unreachable("http://127.0.0.1:9/x")
     assert time.monotonic() - started < REACH_SECONDS
+    over.set()
 
 
 def test_a_set_without_classes_is_refused(monkeypatch, tmp_path):
