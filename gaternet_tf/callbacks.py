@@ -4,6 +4,7 @@ import math
 import time
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from gaternet_tf.errors import UserError
@@ -15,6 +16,11 @@ READABLE = {
     "logits_accuracy": "accuracy",
     "gates_gate_rate": "gate_rate",
 }
+PRINTED = (
+    *("loss", "task_loss", "sparsity_loss", "accuracy", "gate_rate"),
+    *("val_accuracy", "val_gate_rate", "learning_rate", "seconds"),
+)
+"""What the line of an epoch shows; metrics.jsonl and TensorBoard have all."""
 
 
 class ReadableNames(keras.callbacks.Callback):
@@ -37,16 +43,81 @@ class ReadableNames(keras.callbacks.Callback):
                 logs[new] = logs.pop(old)
 
 
-class StopOnNonFiniteLoss(keras.callbacks.Callback):
-    """Ends a run that has diverged, before its weights are saved over good ones."""
+class StopOnNonFinite(keras.callbacks.Callback):
+    """Ends a run that has diverged, before its weights are saved over good ones.
+
+    The loss is looked at after every step, the weights, which can be lost behind a finite loss,
+    after every epoch.
+    """
 
     def on_train_batch_end(self, batch, logs=None):
         if logs and not math.isfinite(logs["loss"]):
-            step = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
-            raise UserError(
-                f"the loss must stay finite, and was {logs['loss']} at step {step}; lower "
-                "--learning_rate. The last checkpoint is from before and is kept."
-            )
+            self._stop("loss", logs["loss"])
+
+    def on_epoch_end(self, epoch, logs=None):
+        for variable in self.model.weights:
+            values = keras.ops.convert_to_numpy(variable)
+            if not np.isfinite(values).all():
+                self._stop(variable.path, values[~np.isfinite(values)][0])
+
+    def _stop(self, what, value):
+        step = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
+        raise UserError(
+            f"{what} must stay finite, and was {value} at step {step}; lower --learning_rate. The "
+            "last checkpoint is from before and is kept."
+        )
+
+
+class SparsityWarmUp(keras.callbacks.Callback):
+    """Raises the weight of a `SparsityLoss` linearly over the first `steps` steps of a run."""
+
+    def __init__(self, loss, steps: int):
+        super().__init__()
+        self.loss = loss
+        self.steps = steps
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.steps_before = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.loss.scale.assign(min(1.0, (self.steps_before + batch + 1) / self.steps))
+
+
+class Validation(keras.callbacks.Callback):
+    """Evaluates the held-out images after each epoch, and warns of gates that have collapsed.
+
+    Its numbers join the epoch's logs as `val_...`, for every callback after this one. `fit`'s own
+    validation stops on two replicas at a last batch that does not split evenly.
+    """
+
+    def __init__(self, evaluator, batches):
+        super().__init__()
+        self.evaluator = evaluator
+        self.batches = batches
+
+    def on_epoch_end(self, epoch, logs=None):
+        result = self.evaluator(self.batches)
+        if problem := collapse(result):
+            print(f"warning: {problem}", flush=True)
+        for key, value in result.items():
+            if key not in ("images", "gates", "macs"):
+                logs[f"val_{key}"] = value
+
+
+def collapse(result: dict) -> str | None:
+    """What is wrong with gates that no longer choose, from the numbers of an evaluation."""
+    gates = result.get("gates")
+    if not gates:
+        return None
+    on, off = result["gates_always_on"], result["gates_always_off"]
+    numbers = f"{on} of {gates} always on, {off} always off on {result['images']} validation images"
+    if on == gates:
+        return f"all gates are on for every image ({numbers}); raise --sparsity"
+    if off == gates:
+        return f"all gates are off for every image ({numbers}); lower --sparsity"
+    if on + off == gates:
+        return f"the gates are the same for every image ({numbers}); lower --sparsity"
+    return None
 
 
 class EpochLog(keras.callbacks.Callback):
@@ -67,7 +138,7 @@ class EpochLog(keras.callbacks.Callback):
         values["seconds"] = round(time.monotonic() - self.started, 3)
         self.run.append_metrics({"epoch": epoch + 1, **values})
         if self.print_lines:
-            text = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
+            text = "  ".join(f"{key} {values[key]:.4g}" for key in PRINTED if key in values)
             print(f"epoch {epoch + 1}/{self.epochs}  {text}", flush=True)
 
 
@@ -75,12 +146,16 @@ class Checkpoints(keras.callbacks.Callback):
     """Saves weights, optimizer, step and random state after every epoch, and restores them.
 
     `tf.train.CheckpointManager` writes a checkpoint whole before it becomes the latest one, so
-    that a run killed at any moment has a good one left.
+    that a run killed at any moment has a good one left. A run that is asked to stop by `stop()`,
+    which a signal handler may call, saves in the middle of its epoch and raises `Stopped`.
     """
 
     def __init__(self, run: RunDirectory, model: keras.Model):
         super().__init__()
         self.epochs_done = tf.Variable(0, dtype=tf.int64)
+        self.steps_done = tf.Variable(0, dtype=tf.int64)
+        self.stopping = False
+        self.first_step = 0
         model.optimizer.build(model.trainable_variables)
         # TensorFlow does not find the state of Keras' seed generators by itself: with the model
         # alone, a resumed run would draw the noise of its first epochs again.
@@ -91,21 +166,68 @@ class Checkpoints(keras.callbacks.Callback):
             optimizer=model.optimizer,
             random_state=random_state,
             epochs_done=self.epochs_done,
+            steps_done=self.steps_done,
         )
         self.manager = tf.train.CheckpointManager(checkpoint, run.checkpoints, max_to_keep=2)
 
-    def restore(self) -> int:
-        """Restores the latest checkpoint, if any, and returns the number of epochs done."""
-        if latest := self.manager.latest_checkpoint:
+    def restore(self, previous: bool = False) -> tuple[int, int]:
+        """Restores the latest checkpoint, if any, or the one before it.
+
+        Returns:
+          (epochs, steps): how many whole epochs are done, and how many steps of the next one.
+
+        Raises:
+          UserError: for a damaged checkpoint, or none before the latest.
+        """
+        found = self.manager.checkpoints
+        if previous and len(found) < 2:
+            raise UserError(
+                f"--previous_checkpoint needs two checkpoints, and {self.manager.directory} has "
+                f"{len(found)}; leave it out or start anew in another --workdir"
+            )
+        if found:
+            path = found[-2] if previous else found[-1]
             try:
-                self.manager.checkpoint.restore(latest).assert_existing_objects_matched()
+                self.manager.checkpoint.restore(path).assert_existing_objects_matched()
             except (tf.errors.OpError, AssertionError, LookupError, ValueError) as error:
                 raise UserError(
-                    f"the checkpoint to resume from must be readable, and {latest} is not "
-                    f"({str(error).splitlines()[0]}); start anew in another --workdir"
+                    f"the checkpoint to resume from must be readable, and {path} is not "
+                    f"({str(error).splitlines()[0]}); give --previous_checkpoint to resume from "
+                    "the one before, or start anew in another --workdir"
                 ) from error
-        return int(self.epochs_done.numpy())
+        return int(self.epochs_done.numpy()), int(self.steps_done.numpy())
+
+    def stop(self) -> None:
+        """Asks the run to save and stop after its current step."""
+        self.stopping = True
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.stopping:
+            self._save(self.epoch, self.first_step + batch + 1)
+            raise Stopped(
+                f"saved after step {batch + 1 + self.first_step} of epoch {self.epoch + 1}"
+            )
 
     def on_epoch_end(self, epoch, logs=None):
-        self.epochs_done.assign(epoch + 1)
-        self.manager.save(epoch + 1)
+        self._save(epoch + 1, 0)
+
+    def _save(self, epochs, steps):
+        self.epochs_done.assign(epochs)
+        self.steps_done.assign(steps)
+        # Numbered by the step, so that no checkpoint is ever written over an older one.
+        number = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
+        try:
+            self.manager.save(number)
+        except (OSError, tf.errors.OpError) as error:
+            raise UserError(
+                f"a checkpoint must be written to {self.manager.directory}, and could not be "
+                f"({str(error).splitlines()[0]}); make room, then the same command resumes from "
+                f"the last good one, {self.manager.latest_checkpoint}"
+            ) from error
+
+
+class Stopped(UserError):  # noqa: N818 - a message for the user, not a fault
+    """The run was asked to stop, and is saved."""

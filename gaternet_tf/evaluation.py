@@ -1,6 +1,7 @@
 """Accuracy, loss and gate statistics of a model, as inference computes them."""
 
 import os
+import re
 
 import keras
 import numpy as np
@@ -8,59 +9,101 @@ import tensorflow as tf
 
 from gaternet_tf.data import evaluation_batches, open_dataset
 from gaternet_tf.errors import UserError
+from gaternet_tf.macs import gate_macs, layer_macs
+from gaternet_tf.models import gate_map
 from gaternet_tf.runs import open_run, write_json
 
 
-def evaluate(model: keras.Model, batches) -> dict:
-    """Evaluates a model with hard gates and without noise.
+class Evaluator:
+    """Evaluates a model, with hard gates and without noise, as often as it is called.
 
     Args:
-      model: a GaterNet model or a plain backbone.
-      batches: iterable of (images [batch, height, width, channels], labels [batch]).
-
-    Returns:
-      `accuracy`, `loss` (cross entropy, mean over images), `images`, and for a gated model the
-      numbers of `gates_always_on`, `gates_always_off` and `gates_input_dependent` over these
-      images, `gate_rate` (share of gates on), and `gates_on_min`, `gates_on_mean`, `gates_on_max`
-      (gates on per image, of `gates`).
+      model: a GaterNet model or a plain backbone; its weights may change between calls.
     """
 
-    @tf.function(reduce_retracing=True)
-    def forward(images):
-        return model(images, training=False)
+    def __init__(self, model: keras.Model):
+        self.segments = gate_map(model).segments
+        self.macs = sum(layer_macs(model).values())
+        self.gate_macs = gate_macs(model)
 
-    correct, loss, images = 0, 0.0, 0
-    on_per_image: list[np.ndarray] = []
-    on_per_gate = np.zeros(0, np.int64)
-    for batch, labels in batches:
-        outputs = forward(batch)
-        logits = outputs["logits"]
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-        correct += int(np.sum(np.argmax(logits, axis=-1) == np.asarray(labels)))
-        loss += float(tf.reduce_sum(losses))
-        images += len(labels)
-        if "gates" in outputs:
-            on = np.asarray(outputs["gates"]) > 0
-            on_per_image.append(on.sum(axis=1))
-            on_per_gate = on_per_gate + on.sum(axis=0) if on_per_gate.size else on.sum(axis=0)
-    if not images:
-        raise ValueError("evaluation needs at least one image, and the dataset gave none")
-    result = {"accuracy": correct / images, "loss": loss / images, "images": images}
-    if on_per_image:
-        per_image = np.concatenate(on_per_image)
-        always_on = int(np.sum(on_per_gate == images))
-        always_off = int(np.sum(on_per_gate == 0))
-        result |= {
-            "gates": len(on_per_gate),
-            "gate_rate": float(per_image.mean() / len(on_per_gate)),
-            "gates_always_on": always_on,
-            "gates_always_off": always_off,
-            "gates_input_dependent": len(on_per_gate) - always_on - always_off,
-            "gates_on_min": int(per_image.min()),
-            "gates_on_mean": float(per_image.mean()),
-            "gates_on_max": int(per_image.max()),
+        @tf.function(reduce_retracing=True)
+        def forward(images):
+            return model(images, training=False)
+
+        self._forward = forward
+
+    def __call__(self, batches) -> dict:
+        """Evaluates batches.
+
+        Args:
+          batches: iterable of (images [batch, height, width, channels], labels [batch]).
+
+        Returns:
+          `accuracy`, `loss` (cross entropy, mean over images), `images`, and for a gated model the
+          numbers of `gates_always_on`, `gates_always_off` and `gates_input_dependent` over these
+          images, `gate_rate` (share of gates on), the same by stage as `gate_rate_stageN`, and
+          `gates_on_min`, `gates_on_mean`, `gates_on_max` (gates on per image, of `gates`). `macs`
+          are the multiply-accumulates of an image, `macs_on` their mean without off filters, see
+          `gaternet_tf.macs`.
+        """
+        correct, loss, images = 0, 0.0, 0
+        on_per_image: list[np.ndarray] = []
+        on_per_gate = np.zeros(0, np.int64)
+        for batch, labels in batches:
+            outputs = self._forward(batch)
+            logits = outputs["logits"]
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            correct += int(np.sum(np.argmax(logits, axis=-1) == np.asarray(labels)))
+            loss += float(tf.reduce_sum(losses))
+            images += len(labels)
+            if "gates" in outputs:
+                on = np.asarray(outputs["gates"]) > 0
+                on_per_image.append(on.sum(axis=1))
+                on_per_gate = on_per_gate + on.sum(axis=0) if on_per_gate.size else on.sum(axis=0)
+        if not images:
+            raise ValueError("evaluation needs at least one image, and the dataset gave none")
+        result = {
+            "accuracy": correct / images,
+            "loss": loss / images,
+            "images": images,
+            "macs": self.macs,
+            "macs_on": float(self.macs),
         }
-    return result
+        if on_per_image:
+            per_image = np.concatenate(on_per_image)
+            always_on = int(np.sum(on_per_gate == images))
+            always_off = int(np.sum(on_per_gate == 0))
+            result |= {
+                "gates": len(on_per_gate),
+                "gate_rate": float(per_image.mean() / len(on_per_gate)),
+                "gates_always_on": always_on,
+                "gates_always_off": always_off,
+                "gates_input_dependent": len(on_per_gate) - always_on - always_off,
+                "gates_on_min": int(per_image.min()),
+                "gates_on_mean": float(per_image.mean()),
+                "gates_on_max": int(per_image.max()),
+            }
+            if self.segments:
+                rates = on_per_gate / images
+                result["macs_on"] = self.macs - float(self.gate_macs @ (1 - rates))
+                result |= self._rates_by_stage(rates)
+        return result
+
+    def _rates_by_stage(self, rates):
+        """Mean of the gates' rates in each stage."""
+        stages = np.repeat(
+            [segment.stage for segment in self.segments],
+            [segment.channels for segment in self.segments],
+        )
+        return {
+            f"gate_rate_stage{stage}": float(rates[stages == stage].mean())
+            for stage in np.unique(stages)
+        }
+
+
+def evaluate(model: keras.Model, batches) -> dict:
+    """What `Evaluator(model)` says of these batches."""
+    return Evaluator(model)(batches)
 
 
 def evaluate_run(
@@ -80,7 +123,8 @@ def evaluate_run(
       UserError: for no finished run, or a dataset that is not there or has other classes.
     """
     run = open_run(workdir)
-    data = open_dataset(dataset or run.document["dataset"]["name"], data_dir, download)
+    skip = run.config.get("skip_unreadable", False)
+    data = open_dataset(dataset or run.config["dataset"], data_dir, download, skip)
     if list(data.labels) != run.labels:
         raise UserError(
             f"--dataset must have the classes that the run was trained on, {_some(run.labels)}, "
@@ -93,7 +137,8 @@ def evaluate_run(
         "split": data.test_split,
         **evaluate(run.load_model(), batches),
     }
-    write_json(run.path / f"evaluation-{data.name}-{data.test_split}.json", result)
+    name = re.sub(r"[^\w.-]+", "-", data.name).strip("-")
+    write_json(run.path / f"evaluation-{name}-{data.test_split}.json", result)
     return result
 
 

@@ -11,6 +11,9 @@ class SparsityLoss(keras.losses.Loss):
     A loss on the `gates` output rather than a layer's `add_loss`, so that Keras scales it over
     replicas as it scales the task's loss. `y_true` is ignored; `y_pred` are gates [batch, c].
 
+    `scale`, a variable that is 1 unless somebody sets it, multiplies the weight: a warm-up raises
+    it from 0.
+
     Args:
       weight: the paper's lambda, 0 or more.
       **kwargs: those of `keras.losses.Loss`.
@@ -24,12 +27,45 @@ class SparsityLoss(keras.losses.Loss):
         if not weight >= 0:
             raise ValueError(f"the sparsity weight lambda must be 0 or more, got {weight}")
         self.weight = weight
+        self.scale = keras.Variable(1.0, trainable=False, dtype="float32", name="sparsity_scale")
 
     def call(self, y_true, y_pred):
-        return self.weight * ops.mean(ops.abs(y_pred), axis=-1)
+        return self.weight * self.scale * ops.mean(ops.abs(y_pred), axis=-1)
 
     def get_config(self):
         return {**super().get_config(), "weight": self.weight}
+
+
+@keras.saving.register_keras_serializable(package="gaternet_tf")
+class SmoothedCrossentropy(keras.losses.Loss):
+    """`-log P(y|x)` where the label's class has `1 - smoothing` and all classes share the rest.
+
+    `y_true` are class numbers [batch] or [batch, 1]; `y_pred` are logits [batch, classes].
+
+    Args:
+      smoothing: from 0, for the plain cross entropy, to below 1.
+      **kwargs: those of `keras.losses.Loss`.
+
+    Raises:
+      ValueError: for another smoothing.
+    """
+
+    def __init__(self, smoothing=0.0, name="smoothed_crossentropy", **kwargs):
+        super().__init__(name=name, **kwargs)
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"label smoothing must be from 0 to below 1, got {smoothing}")
+        self.smoothing = smoothing
+
+    def call(self, y_true, y_pred):
+        labels = ops.reshape(ops.cast(y_true, "int64"), (-1,))
+        log_chances = ops.log_softmax(y_pred, axis=-1)
+        right = ops.take_along_axis(log_chances, labels[:, None], axis=-1)[:, 0]
+        if not self.smoothing:
+            return -right
+        return -(1 - self.smoothing) * right - self.smoothing * ops.mean(log_chances, axis=-1)
+
+    def get_config(self):
+        return {**super().get_config(), "smoothing": self.smoothing}
 
 
 @keras.saving.register_keras_serializable(package="gaternet_tf")

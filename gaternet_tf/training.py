@@ -1,16 +1,27 @@
 """Trains a GaterNet from a configuration into a run directory, or resumes one."""
 
+import contextlib
 import dataclasses
 import functools
 import os
+import signal
 import sys
+import threading
 import time
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from gaternet_tf.callbacks import Checkpoints, EpochLog, ReadableNames, StopOnNonFiniteLoss
+from gaternet_tf.callbacks import (
+    Checkpoints,
+    EpochLog,
+    ReadableNames,
+    SparsityWarmUp,
+    StopOnNonFinite,
+    Validation,
+)
+from gaternet_tf.config import TrainingConfig
 from gaternet_tf.data import (
     STATISTICS,
     Augmentation,
@@ -18,96 +29,43 @@ from gaternet_tf.data import (
     Preprocessing,
     channel_statistics,
     evaluation_batches,
+    hold_out,
     open_dataset,
     training_batches,
+    validation_batches,
 )
 from gaternet_tf.errors import UserError
-from gaternet_tf.evaluation import describe, evaluate
-from gaternet_tf.losses import GateRate, SparsityLoss
-from gaternet_tf.models import NO_GATER, build_gaternet, gate_map, resnet_spec
-from gaternet_tf.models.resnet_cifar import resnet_gate_map
+from gaternet_tf.evaluation import Evaluator, describe
+from gaternet_tf.models import build_gaternet, gate_map
+from gaternet_tf.recalibration import recalibrate
+from gaternet_tf.recipe import (
+    compile_model,
+    make_optimizer,
+    set_weight_decay,
+    with_targets,
+)
 from gaternet_tf.runs import RunDirectory, prepare_run
 
-STRATEGIES = ("auto", "none", "mirrored")
-DTYPE_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
-DECAY_AT = (0.5, 0.75)
-"""Parts of the training after which the learning rate is divided by 10: epochs 80, 120 of 160."""
+SMALL_SET = 200_000
+VALIDATION = {True: 0.1, False: 0.01}
+"""Share of the training images held out by default, of small sets and of large ones."""
 EVALUATION_BATCH = 250
 PICTURES = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingConfig:
-    """All settings of a run; the defaults are the CIFAR recipe of the code the paper grew from.
-
-    `train.main`'s flags have the same names and say what each means. None for `crop_padding` and
-    `flip` means the dataset's own augmentation, 0 for `image_size` the dataset's own size.
-    """
-
-    backbone: str = "resnet20"
-    gater: str = "resnet20"
-    dataset: str = "cifar10"
-    data_dir: str | None = None
-    download: bool = True
-    image_size: int = 0
-    crop_padding: int | None = None
-    flip: bool | None = None
-    epochs: int = 160
-    batch_size: int = 128
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    sparsity: float = 0.1
-    gated_convs: str = "last"
-    bottleneck: int = 8
-    head_batch_norm: bool = True
-    seed: int = 0
-    strategy: str = "auto"
-    dtype_policy: str = "float32"
-
-    def check(self) -> None:
-        """Raises `UserError` for a setting that cannot work, before anything is opened."""
-        least = {
-            "image_size": 0,
-            "crop_padding": 0,
-            "epochs": 1,
-            "batch_size": 1,
-            "bottleneck": 1,
-            "momentum": 0,
-            "weight_decay": 0,
-            "sparsity": 0,
-            "seed": 0,
-        }
-        for name, minimum in least.items():
-            value = getattr(self, name)
-            # Written so that NaN is refused too.
-            if value is not None and not (value >= minimum and np.isfinite(value)):
-                raise UserError(f"--{name} must be {minimum} or more, got {value}")
-        if not (self.learning_rate > 0 and np.isfinite(self.learning_rate)):
-            raise UserError(f"--learning_rate must be above 0, got {self.learning_rate}")
-        if not self.momentum < 1:
-            raise UserError(f"--momentum must be below 1, got {self.momentum}")
-        if self.strategy not in STRATEGIES:
-            raise UserError(f"--strategy must be one of {STRATEGIES}, got '{self.strategy}'")
-        if self.dtype_policy not in DTYPE_POLICIES:
-            raise UserError(
-                f"--dtype_policy must be one of {DTYPE_POLICIES}, got '{self.dtype_policy}'"
-            )
-        resnet_gate_map(resnet_spec(self.backbone), self.gated_convs)
-        if self.gater != NO_GATER:
-            resnet_spec(self.gater)
 
 
 # Where the data lies and how many devices there are may differ when a run is resumed.
 NOT_PART_OF_A_RUN = ("data_dir", "download", "strategy")
 
 
-def train(config: TrainingConfig, workdir: str | os.PathLike) -> dict:
+def train(
+    config: TrainingConfig, workdir: str | os.PathLike, previous_checkpoint: bool = False
+) -> dict:
     """Trains to the end, from the start or from the last checkpoint in `workdir`.
 
     Args:
       config: the settings.
       workdir: the run directory to write, see `gaternet_tf.runs`.
+      previous_checkpoint: resumes from the checkpoint before the last one, which may be damaged.
 
     Returns:
       What result.json holds: `test_accuracy`, `test_loss`, gate statistics over the test set,
@@ -121,16 +79,20 @@ def train(config: TrainingConfig, workdir: str | os.PathLike) -> dict:
     config.check()
     settings = dataclasses.asdict(config)
     recorded = {key: settings[key] for key in settings if key not in NOT_PART_OF_A_RUN}
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
     strategy = choose_strategy(config.strategy)
     check_batch_size(config.batch_size, strategy.num_replicas_in_sync)
     run = prepare_run(workdir, recorded)
-    dataset = open_dataset(config.dataset, config.data_dir, config.download)
-    steps = dataset.size(dataset.train_split) // config.batch_size
+    dataset = open_dataset(config.dataset, config.data_dir, config.download, config.skip_unreadable)
+    dataset = hold_out(dataset, validation_share(config, dataset), config.seed)
+    steps = dataset.training_images // config.batch_size
     if not steps:
         raise UserError(
-            f"--batch_size must be at most the {dataset.size(dataset.train_split)} images of "
+            f"--batch_size must be at most the {dataset.training_images} training images of "
             f"'{config.dataset}', got {config.batch_size}"
         )
+    steps = min(steps, config.steps_per_epoch or steps)
     preprocessing = choose_preprocessing(config, dataset)
     if not run.config_file.exists():
         run.write_document(settings, dataset.describe(), preprocessing)
@@ -139,35 +101,53 @@ def train(config: TrainingConfig, workdir: str | os.PathLike) -> dict:
     with strategy.scope():
         model = build_and_compile(config, preprocessing, len(dataset.labels), steps, strategy)
         checkpoints = Checkpoints(run, model)
-        first_epoch = checkpoints.restore()
+        first_epoch, first_step = checkpoints.restore(previous_checkpoint)
     run.truncate_metrics(first_epoch)
-    announce(config, dataset, model, strategy, run, first_epoch)
+    announce(config, dataset, model, strategy, run, first_epoch, first_step)
 
-    batches = training_batches(
-        dataset,
-        preprocessing,
-        choose_augmentation(config, dataset),
-        config.batch_size,
-        range(first_epoch, config.epochs),
-        config.seed,
-    )
+    evaluator = Evaluator(model)
     on_terminal = sys.stdout.isatty()
-    model.fit(
-        with_targets(batches, model),
-        epochs=config.epochs,
-        initial_epoch=first_epoch,
-        steps_per_epoch=steps,
-        shuffle=False,
-        verbose=1 if on_terminal else 0,
-        callbacks=[
-            ReadableNames(),
-            StopOnNonFiniteLoss(),
-            EpochLog(run, config.epochs, print_lines=not on_terminal),
-            *tensorboard_callbacks(run),
-            checkpoints,
-        ],
-    )
-    test = evaluate(model, evaluation_batches(dataset, preprocessing, EVALUATION_BATCH))
+    callbacks = [
+        ReadableNames(),
+        StopOnNonFinite(),
+        *sparsity_warm_up(config, model, steps),
+        *validation_callbacks(dataset, preprocessing, evaluator),
+        EpochLog(run, config.epochs, print_lines=not on_terminal),
+        *tensorboard_callbacks(run),
+        checkpoints,
+    ]
+
+    def fit(epochs, done=0):
+        """Trains the epochs of a range, without the first `done` steps of the first one."""
+        checkpoints.first_step = done
+        batches = training_batches(
+            dataset,
+            preprocessing,
+            choose_augmentation(config, dataset),
+            config.batch_size,
+            epochs,
+            config.seed,
+            steps,
+        )
+        model.fit(
+            with_targets(batches.skip(done), model),
+            epochs=epochs.stop,
+            initial_epoch=epochs.start,
+            steps_per_epoch=steps - done,
+            shuffle=False,
+            verbose=1 if on_terminal else 0,
+            callbacks=callbacks,
+        )
+
+    with stopping_at_sigterm(checkpoints):
+        if first_step:
+            fit(range(first_epoch, first_epoch + 1), done=first_step)
+            first_epoch += 1
+        if first_epoch < config.epochs:
+            fit(range(first_epoch, config.epochs))
+    if config.recalibrate_batches:
+        recalibrate_and_tell(config, model, dataset, preprocessing, evaluator)
+    test = evaluator(evaluation_batches(dataset, preprocessing, EVALUATION_BATCH))
     print(describe(test), flush=True)
     result = {
         "test_accuracy": test.pop("accuracy"),
@@ -182,6 +162,19 @@ def train(config: TrainingConfig, workdir: str | os.PathLike) -> dict:
     save_pictures(dataset, preprocessing, run)
     run.write_result(result)
     return result
+
+
+@contextlib.contextmanager
+def stopping_at_sigterm(checkpoints: Checkpoints):
+    """Lets SIGTERM save and stop the run inside the block, where the process allows it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: checkpoints.stop())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def choose_strategy(name: str) -> tf.distribute.Strategy:
@@ -211,6 +204,13 @@ def check_batch_size(batch_size: int, replicas: int) -> None:
             f"--batch_size is the global batch and must be a multiple of the {replicas} replicas, "
             f"got {batch_size}; take {max(1, batch_size // replicas) * replicas}"
         )
+
+
+def validation_share(config: TrainingConfig, dataset: Dataset) -> float:
+    """`--validation`, or by the size of the set."""
+    if config.validation is not None:
+        return config.validation
+    return VALIDATION[dataset.size(dataset.train_split) <= SMALL_SET]
 
 
 def choose_preprocessing(config: TrainingConfig, dataset: Dataset) -> Preprocessing:
@@ -247,52 +247,22 @@ def build_and_compile(config, preprocessing, num_classes, steps_per_epoch, strat
         gated_convs=config.gated_convs,
         head_batch_norm=config.head_batch_norm,
         seed=config.seed,
-        synchronized_batch_norm=strategy.num_replicas_in_sync > 1,
+        synchronized_batch_norm=(
+            config.synchronized_batch_norm and strategy.num_replicas_in_sync > 1
+        ),
+        width=config.width,
+        attention=config.attention,
     )
     set_weight_decay(model, config.weight_decay)
-    total = config.epochs * steps_per_epoch
-    schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
-        [round(total * part) for part in DECAY_AT],
-        [config.learning_rate * factor for factor in (1.0, 0.1, 0.01)],
-    )
     compile_model(
         model,
-        keras.optimizers.SGD(schedule, momentum=config.momentum, nesterov=config.momentum > 0),
+        make_optimizer(config, steps_per_epoch),
         config.sparsity,
+        config.label_smoothing,
+        config.jit_compile,
+        config.steps_per_execution,
     )
     return model
-
-
-def compile_model(model: keras.Model, optimizer, sparsity: float) -> None:
-    """Compiles a model, gated or plain, for `-log P(y|x) + lambda * ||g||_1 / c`.
-
-    It is then trained on what `with_targets` makes of (image, label) batches.
-    """
-    losses = {"logits": keras.losses.SparseCategoricalCrossentropy(from_logits=True)}
-    metrics = {"logits": [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]}
-    if "gates" in model.output_names:
-        losses["gates"] = SparsityLoss(sparsity)
-        metrics["gates"] = [GateRate()]
-    # Set explicitly: "auto" compiles with XLA on a GPU and not on a CPU or under a strategy.
-    model.compile(optimizer, loss=losses, metrics=metrics, jit_compile=False)
-
-
-def with_targets(batches: tf.data.Dataset, model: keras.Model) -> tf.data.Dataset:
-    """Gives every output of `model` a target: the labels, which the gates' loss ignores."""
-    names = model.output_names
-    return batches.map(lambda images, labels: (images, dict.fromkeys(names, labels)))
-
-
-def set_weight_decay(model: keras.Model, weight_decay: float) -> None:
-    """Puts an L2 term on the kernels of convolutions and dense layers, and on nothing else.
-
-    `weight_decay` is counted as PyTorch counts it, w in `gradient + w * kernel`, which is Keras'
-    `L2(w / 2)`.
-    """
-    if weight_decay:
-        for variable in model.trainable_variables:
-            if variable.name == "kernel":
-                variable.regularizer = keras.regularizers.L2(weight_decay / 2)
 
 
 def count_parameters(model: keras.Model) -> int:
@@ -300,22 +270,61 @@ def count_parameters(model: keras.Model) -> int:
     return sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
 
 
-def announce(config, dataset, model, strategy, run, first_epoch):
+def announce(config, dataset, model, strategy, run, first_epoch, first_step):
     """Says what is about to be trained, on what, and where it goes."""
     gates = len(gate_map(model))
     replicas = strategy.num_replicas_in_sync
     print(
         f"{config.backbone}, gater {config.gater}: {count_parameters(model):,} parameters, "
         f"{gates} gates\n"
-        f"dataset {dataset.name} {dataset.version}: {dataset.size(dataset.train_split)} images in "
-        f"'{dataset.train_split}', {dataset.size(dataset.test_split)} in '{dataset.test_split}' "
+        f"dataset {dataset.name} {dataset.version}: {dataset.training_images} images of "
+        f"'{dataset.train_split}' train, {dataset.validation_images} validate, "
+        f"{dataset.size(dataset.test_split)} of '{dataset.test_split}' test "
         f"({dataset.data_dir})\n"
         f"{config.epochs} epochs, batch {config.batch_size} on {replicas} replica"
         f"{'s' if replicas > 1 else ''}, into {run.path}",
         flush=True,
     )
-    if first_epoch:
-        print(f"resuming after epoch {first_epoch}", flush=True)
+    if first_epoch or first_step:
+        steps = f" and {first_step} steps" if first_step else ""
+        print(f"resuming after epoch {first_epoch}{steps}", flush=True)
+
+
+def sparsity_warm_up(config, model, steps_per_epoch) -> list:
+    """What raises lambda over the first epochs, if that is asked for."""
+    steps = round(config.sparsity_warmup_epochs * steps_per_epoch)
+    if not steps or "gates" not in model.output_names:
+        return []
+    return [SparsityWarmUp(model.loss["gates"], steps)]
+
+
+def validation_callbacks(dataset, preprocessing, evaluator) -> list:
+    """What evaluates the held-out images after every epoch, if there are any."""
+    if not dataset.validation_images:
+        return []
+    return [Validation(evaluator, validation_batches(dataset, preprocessing, EVALUATION_BATCH))]
+
+
+def recalibrate_and_tell(config, model, dataset, preprocessing, evaluator) -> None:
+    """Recalibrates batch normalisation on training images as they are, without augmentation."""
+    epochs = range(config.epochs, config.epochs + 1)
+    batches = training_batches(
+        dataset, preprocessing, Augmentation(), config.batch_size, epochs, config.seed
+    )
+
+    def accuracy():
+        if not dataset.validation_images:
+            return "not measured (--validation=0)"
+        held_out = validation_batches(dataset, preprocessing, EVALUATION_BATCH)
+        return f"{evaluator(held_out)['accuracy']:.2%}"
+
+    before = accuracy()
+    used = recalibrate(model, batches, config.recalibrate_batches)
+    print(
+        f"batch normalisation recalibrated on {used} batches: validation accuracy {before} before, "
+        f"{accuracy()} after",
+        flush=True,
+    )
 
 
 def tensorboard_callbacks(run: RunDirectory) -> list:

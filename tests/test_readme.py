@@ -108,6 +108,9 @@ def test_the_single_commands_do_what_the_readme_says(output, checkout):
     assert answer["version"] == 2
     assert len(answer["gates"]) == 224
     assert "(2, 10) (2, 7200)" in output
+    assert "cifar10-resnet164-gated-released\n  GaterNet with the head of" in output
+    assert "| digits | resnet14, gated by resnet8, lambda 0.1 | 254,626 | 224 |" in output
+    assert "| digits | resnet8, gated by resnet8, lambda 0.1, all convolutions |" in output
     assert sorted(path.name for path in (checkout / "runs").iterdir()) == ["demo", "digits-all"]
 
 

@@ -1,7 +1,13 @@
 """Datasets, all read through TFDS, and what happens to their pictures before the network."""
 
 from gaternet_tf.data.augmentation import Augmentation
-from gaternet_tf.data.pipeline import channel_statistics, evaluation_batches, training_batches
+from gaternet_tf.data.holdout import hold_out
+from gaternet_tf.data.pipeline import (
+    channel_statistics,
+    evaluation_batches,
+    training_batches,
+    validation_batches,
+)
 from gaternet_tf.data.preprocessing import Preprocessing
 from gaternet_tf.data.sources import STATISTICS, Dataset, open_dataset
 
@@ -12,6 +18,8 @@ __all__ = [
     "Preprocessing",
     "channel_statistics",
     "evaluation_batches",
+    "hold_out",
     "open_dataset",
     "training_batches",
+    "validation_batches",
 ]

@@ -22,19 +22,21 @@ def training_batches(
     batch_size: int,
     epochs: range,
     seed: int,
+    steps_per_epoch: int | None = None,
 ):
     """Batches of the training split for each of `epochs`, one epoch after the other.
 
     Order, crops and flips of an epoch depend on `seed` and on the epoch's number alone: epochs
     differ, a run repeats, and one resumed at epoch 7 sees what an unbroken one would have seen.
     The last examples of an epoch that do not fill a batch are left out of that epoch, so that no
-    replica ever gets an empty batch.
+    replica ever gets an empty batch. `steps_per_epoch` leaves out more of them.
 
     Returns:
       `tf.data` of (float32 [batch_size, height, width, channels], int64 [batch_size]).
     """
-    images = dataset.size(dataset.train_split)
-    examples = _fitted(dataset, dataset.train_split, preprocessing)
+    images = dataset.training_images
+    examples = _fitted(dataset, dataset.training_examples(), preprocessing)
+    examples = _cached_if_small(examples, images, preprocessing)
     base_seed = derive_seed(seed, "data")
 
     def one_epoch(epoch):
@@ -47,6 +49,8 @@ def training_batches(
             min(images, SHUFFLE_IMAGES), seed=order_seed, reshuffle_each_iteration=False
         )
         data = data.batch(batch_size, drop_remainder=True)
+        if steps_per_epoch is not None:
+            data = data.take(steps_per_epoch)
         return data.enumerate().map(
             lambda step, batch: (
                 tf.random.experimental.stateless_fold_in(epoch_seed, step),
@@ -64,8 +68,19 @@ def training_batches(
 
 def evaluation_batches(dataset: Dataset, preprocessing: Preprocessing, batch_size: int):
     """Batches of the whole test split in stored order; the last one may be smaller."""
-    data = _fitted(dataset, dataset.test_split, preprocessing, cache=False).batch(batch_size)
-    data = data.map(
+    examples = _fitted(dataset, dataset.examples(dataset.test_split), preprocessing)
+    return _in_order(examples, preprocessing, batch_size)
+
+
+def validation_batches(dataset: Dataset, preprocessing: Preprocessing, batch_size: int):
+    """Batches of the images held out of training, in stored order; the last may be smaller."""
+    examples = _fitted(dataset, dataset.validation_examples(), preprocessing)
+    examples = _cached_if_small(examples, dataset.validation_images, preprocessing)
+    return _in_order(examples, preprocessing, batch_size)
+
+
+def _in_order(examples, preprocessing, batch_size):
+    data = examples.batch(batch_size).map(
         lambda images, labels: (preprocessing.normalize(images), labels),
         num_parallel_calls=tf.data.AUTOTUNE,
     )
@@ -75,7 +90,7 @@ def evaluation_batches(dataset: Dataset, preprocessing: Preprocessing, batch_siz
 def channel_statistics(dataset: Dataset, shape: tuple[int, int, int]):
     """(mean, std), one number a channel on the 0-to-1 scale, of the first training images."""
     raw = Preprocessing(*shape, mean=(0.0,) * shape[-1], std=(1.0,) * shape[-1])
-    data = _fitted(dataset, dataset.train_split, raw, cache=False).take(STATISTICS_IMAGES)
+    data = _fitted(dataset, dataset.training_examples(), raw).take(STATISTICS_IMAGES)
     count = 0
     total = squares = np.zeros(shape[-1])
     for images, _ in data.batch(1000):
@@ -92,15 +107,17 @@ def channel_statistics(dataset: Dataset, shape: tuple[int, int, int]):
     )
 
 
-def _fitted(dataset, split, preprocessing, cache=True):
-    """Examples of a split with the network's picture size, cached in memory if small."""
-    data = dataset.examples(split)
-    if dataset.image_shape != preprocessing.shape:
-        data = data.map(
-            lambda image, label: (preprocessing.fit(image), label),
-            num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=True,
-        )
-    if cache and dataset.size(split) * math.prod(preprocessing.shape) <= CACHE_BYTES:
-        data = data.cache()
-    return data
+def _fitted(dataset, examples, preprocessing):
+    """Examples with the network's picture size."""
+    if dataset.image_shape == preprocessing.shape:
+        return examples
+    return examples.map(
+        lambda image, label: (preprocessing.fit(image), label),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+
+
+def _cached_if_small(examples, images, preprocessing):
+    """Keeps a set in memory that takes little of it."""
+    return examples.cache() if images * math.prod(preprocessing.shape) <= CACHE_BYTES else examples

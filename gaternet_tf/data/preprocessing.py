@@ -5,6 +5,16 @@ import dataclasses
 import tensorflow as tf
 
 
+def decode_rgb(encoded):
+    """JPEG, PNG, BMP or the first frame of a GIF (string scalar) to uint8 [height, width, 3]."""
+    image = tf.cond(
+        tf.io.is_jpeg(encoded),
+        lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE"),
+        lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
+    )
+    return tf.ensure_shape(image, (None, None, 3))
+
+
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
     """Size of the pictures a network takes, and how their values are normalised.
@@ -46,12 +56,7 @@ class Preprocessing:
         """JPEG, PNG, BMP or the first frame of a GIF (string scalar) to what `fit` returns."""
         # BMP knows no grey and "channels=1" means another formula in each format, so every
         # picture is decoded to RGB, and `fit` makes it grey where the network wants grey.
-        image = tf.cond(
-            tf.io.is_jpeg(encoded),
-            lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE"),
-            lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
-        )
-        return self.fit(tf.ensure_shape(image, (None, None, 3)))
+        return self.fit(decode_rgb(encoded))
 
     def to_dict(self) -> dict:
         """The JSON-ready form that run directories and manifests hold."""

@@ -7,10 +7,15 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
+import numpy as np
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from gaternet_tf.data.augmentation import Augmentation
 from gaternet_tf.data.digits import Digits
+from gaternet_tf.data.folder import Folder
+from gaternet_tf.data.idx import Idx
+from gaternet_tf.data.preprocessing import decode_rgb
 from gaternet_tf.errors import UserError
 
 REACH_SECONDS = 5
@@ -24,12 +29,20 @@ AUGMENTATIONS = {
     "cifar10": CIFAR_AUGMENTATION,
     "cifar100": CIFAR_AUGMENTATION,
     "digits": Augmentation(padding=1),
+    "fashion_mnist": Augmentation(padding=2, flip=True),
+    "mnist": Augmentation(padding=2),
+    "svhn_cropped": Augmentation(padding=4),
 }
+IDX = "idx:"
+FOLDER = "folder:"
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A classification set on disk. `image_shape` holds None where its pictures differ."""
+    """A classification set on disk. `image_shape` holds None where its pictures differ.
+
+    `held_out`, bool [training images], marks those that validate instead of train; None for none.
+    """
 
     name: str
     version: str
@@ -40,6 +53,17 @@ class Dataset:
     labels: tuple[str, ...]
     augmentation: Augmentation
     builder: tfds.core.DatasetBuilder = dataclasses.field(repr=False)
+    held_out: np.ndarray | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def training_images(self) -> int:
+        """Number of images that train."""
+        return self.size(self.train_split) - self.validation_images
+
+    @property
+    def validation_images(self) -> int:
+        """Number of images held out of training."""
+        return 0 if self.held_out is None else int(self.held_out.sum())
 
     def size(self, split: str) -> int:
         """Number of examples in a split."""
@@ -47,11 +71,48 @@ class Dataset:
 
     def examples(self, split: str):
         """`tf.data` of (uint8 image [h, w, c], int64 label), in stored order."""
-        features = {"image": True, "label": True}
-        data = self.builder.as_dataset(
-            split=split, decoders=tfds.decode.PartialDecoding(features), shuffle_files=False
+        return self._read(split)
+
+    def training_examples(self):
+        """The examples that train, in stored order."""
+        held_out = self.held_out
+        return self._read(self.train_split, None if held_out is None else ~held_out)
+
+    def validation_examples(self):
+        """The examples held out of training, in stored order."""
+        if self.held_out is None:
+            return self._read(self.train_split).take(0)
+        return self._read(self.train_split, self.held_out)
+
+    def _read(self, split, wanted=None):
+        """The examples of a split, or those whose entry in `wanted` is true."""
+        feature = self.builder.info.features["image"]
+        # Colour pictures as exported models decode them; TFDS' decoder rounds JPEGs otherwise.
+        own = feature.shape[-1] == 3 and feature.np_dtype == np.uint8
+        shape = feature.shape
+        decoders = tfds.decode.PartialDecoding(
+            {"image": True, "label": True}, decoders={"image": tfds.decode.SkipDecoding()}
         )
-        return data.map(lambda example: (example["image"], example["label"]))
+        data = self.builder.as_dataset(split=split, decoders=decoders, shuffle_files=False)
+        if wanted is not None:
+            # Before the pictures are decoded, which is what takes the time.
+            mask = tf.constant(wanted)
+            data = data.enumerate().filter(lambda index, _: mask[index])
+            data = data.map(lambda _, example: example)
+
+        def decode(example):
+            encoded = example["image"]
+            image = decode_rgb(encoded) if own else feature.decode_example(encoded)
+            return tf.ensure_shape(image, shape), example["label"]
+
+        return data.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+    def labels_of(self, split: str) -> np.ndarray:
+        """int64 labels of a split, in stored order; no picture is decoded."""
+        features = tfds.decode.PartialDecoding({"label": True})
+        data = self.builder.as_dataset(split=split, decoders=features, shuffle_files=False)
+        batches = data.map(lambda example: example["label"]).batch(10_000)
+        return np.concatenate(list(batches.as_numpy_iterator()))
 
     def describe(self) -> dict:
         """The JSON-ready facts that a run directory records."""
@@ -59,27 +120,35 @@ class Dataset:
             "name": self.name,
             "version": self.version,
             "train_split": self.train_split,
-            "train_images": self.size(self.train_split),
+            "train_images": self.training_images,
+            "validation_images": self.validation_images,
             "test_split": self.test_split,
             "test_images": self.size(self.test_split),
             "labels": list(self.labels),
         }
 
 
-def open_dataset(name: str, data_dir: str | None = None, download: bool = True) -> Dataset:
+def open_dataset(
+    name: str,
+    data_dir: str | None = None,
+    download: bool = True,
+    skip_unreadable: bool = False,
+) -> Dataset:
     """Opens a dataset, preparing it first where it is not on disk.
 
     Args:
-      name: `digits`, or a TFDS classification set such as `cifar10`.
+      name: `digits`; `idx:DIR` for MNIST-format files in DIR; `folder:DIR` for pictures in
+        directories named by their classes; or a TFDS classification set such as `cifar10`.
       data_dir: the TFDS directory; None for TFDS' own default.
       download: whether a set that is not on disk may be fetched; that is announced, and refused
         within seconds where its server does not answer.
+      skip_unreadable: whether pictures of a folder that cannot be decoded are left out.
 
     Raises:
       UserError: for an unknown set, one that is no image classification, and one that is neither
         on disk nor to be had.
     """
-    builder = _builder(name, data_dir)
+    builder = _builder(name, data_dir, skip_unreadable)
     if not builder.is_prepared():
         _prepare(builder, name, download)
     features, splits = builder.info.features, builder.info.splits
@@ -111,16 +180,20 @@ def open_dataset(name: str, data_dir: str | None = None, download: bool = True) 
     )
 
 
-def _builder(name, data_dir):
+def _builder(name, data_dir, skip_unreadable):
     if name == "digits":
         return Digits(data_dir=data_dir)
+    if name.startswith(IDX):
+        return Idx(name.removeprefix(IDX), data_dir=data_dir)
+    if name.startswith(FOLDER):
+        return Folder(name.removeprefix(FOLDER), data_dir, skip_unreadable)
     # tfds.builder() would also look for the set on the network; the class alone does not.
     try:
         cls = tfds.builder_cls(name)
     except tfds.core.DatasetNotFoundError as error:
         raise UserError(
-            "--dataset must be 'digits' or the name of a TFDS image classification set such as "
-            f"'cifar10'; got '{name}'"
+            "--dataset must be 'digits', idx:DIR, folder:DIR or the name of a TFDS image "
+            f"classification set such as 'cifar10'; got '{name}'"
         ) from error
     return cls(data_dir=data_dir)
 
@@ -132,9 +205,12 @@ def _prepare(builder, name, download):
     )
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
-    if isinstance(builder, Digits):
+    if isinstance(builder, Digits | Idx | Folder):
+        origin = "scikit-learn's copy" if isinstance(builder, Digits) else "these files"
+        if isinstance(builder, Folder):
+            builder.check_pictures()
         tfds.disable_progress_bar()
-        print(f"dataset {name}: made from scikit-learn's copy in {directory}", flush=True)
+        print(f"dataset {name}: made from {origin} in {directory}", flush=True)
     elif builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         raise UserError(
             f"dataset '{name}' is not in {directory} and has to be prepared by hand:\n"

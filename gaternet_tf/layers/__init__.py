@@ -3,5 +3,6 @@
 from gaternet_tf.layers.gate_split import GateSplit
 from gaternet_tf.layers.gated_conv import GatedConv2D, batch_normalization
 from gaternet_tf.layers.semhash import SemHash
+from gaternet_tf.layers.squeeze_excite import SqueezeExcite
 
-__all__ = ["GateSplit", "GatedConv2D", "SemHash", "batch_normalization"]
+__all__ = ["GateSplit", "GatedConv2D", "SemHash", "SqueezeExcite", "batch_normalization"]

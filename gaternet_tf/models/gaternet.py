@@ -5,7 +5,13 @@ import keras
 from gaternet_tf.errors import UserError
 from gaternet_tf.layers import GateSplit, SemHash
 from gaternet_tf.models.gater import dense, gate_preactivations
-from gaternet_tf.models.resnet_cifar import resnet_features, resnet_gate_map, resnet_spec
+from gaternet_tf.models.resnet_cifar import (
+    ATTENTION,
+    WIDTH,
+    resnet_features,
+    resnet_gate_map,
+    resnet_spec,
+)
 from gaternet_tf.seeds import derive_seed
 
 NO_GATER = "none"
@@ -21,6 +27,8 @@ def build_gaternet(
     head_batch_norm: bool = True,
     seed: int = 0,
     synchronized_batch_norm: bool = False,
+    width: int = WIDTH,
+    attention: str = "none",
 ) -> keras.Model:
     """Builds a GaterNet (paper section 3), or with `gater="none"` the plain backbone.
 
@@ -37,6 +45,8 @@ def build_gaternet(
       head_batch_norm: whether the gater's bottleneck is batch-normalised, as in the paper.
       seed: of the initial weights and of the gates' noise.
       synchronized_batch_norm: batch normalisation over all replicas of a strategy.
+      width: base channels of the backbone; the gater keeps 16.
+      attention: "se" puts squeeze-and-excitation where the gates would be; then without a gater.
 
     Returns:
       A model from float images [batch, height, width, channels] to a dict of `logits`, float32
@@ -45,9 +55,14 @@ def build_gaternet(
     Raises:
       UserError: for an argument no network can be built from.
     """
-    spec = resnet_spec(backbone)
+    spec = resnet_spec(backbone, width)
     gates_of = resnet_gate_map(spec, gated_convs)
     gater_spec = None if gater in (None, NO_GATER) else resnet_spec(gater)
+    if attention not in ATTENTION or (attention != "none" and gater_spec is not None):
+        raise UserError(
+            f"attention must be 'none', or 'se' with gater='none', whose gates it replaces; got "
+            f"'{attention}' with gater='{gater}'"
+        )
     if len(input_shape) != 3 or any(not isinstance(n, int) or n < 1 for n in input_shape):
         raise UserError(
             f"input_shape must be (height, width, channels), all 1 or more; got {input_shape}"
@@ -73,6 +88,8 @@ def build_gaternet(
         gates = {
             segment.name: piece for segment, piece in zip(gates_of.segments, pieces, strict=True)
         }
-    features = resnet_features(images, spec, gates, synchronized=synchronized_batch_norm, seed=seed)
+    features = resnet_features(
+        images, spec, gates, "", synchronized_batch_norm, seed, attention=attention
+    )
     outputs["logits"] = dense(num_classes, "logits", seed, dtype="float32")(features)
     return keras.Model(images, outputs, name=f"gaternet_{backbone.replace('-', '_')}")

@@ -6,11 +6,13 @@ import re
 import keras
 
 from gaternet_tf.errors import UserError
-from gaternet_tf.layers import GatedConv2D
+from gaternet_tf.layers import GatedConv2D, SqueezeExcite
 from gaternet_tf.models.gate_map import GateMap, GateSegment
 from gaternet_tf.seeds import derive_seed
 
-STEM_CHANNELS = 16
+WIDTH = 16
+"""Base channels: those of the stem and of stage 1."""
+ATTENTION = ("none", "se")
 GATED_CONVS = ("last", "all")
 BOTTLENECK_FROM = 164
 """Depths that are both 6n+2 and 9n+2 are basic below this one, as in the papers they come from."""
@@ -20,13 +22,14 @@ BOTTLENECK_FROM = 164
 class ResNetSpec:
     """Everything that tells one ResNet from another.
 
-    `channels` are the outputs of the units of stages 1 to 3; `widths` those of the convolutions
-    inside them, which differ from `channels` in bottleneck units only.
+    `width` are the outputs of the stem; `channels` those of the units of stages 1 to 3; `widths`
+    those of the convolutions inside them, which differ from `channels` in bottleneck units only.
     """
 
     depth: int
     bottleneck: bool
     units_per_stage: int
+    width: int
     channels: tuple[int, ...]
     widths: tuple[int, ...]
 
@@ -50,16 +53,19 @@ class ResNetSpec:
                 yield stage, unit
 
 
-def resnet_spec(name: str) -> ResNetSpec:
+def resnet_spec(name: str, width: int = WIDTH) -> ResNetSpec:
     """Returns the specification of `resnetD`, `resnetD-basic` or `resnetD-bottleneck`.
 
     Basic units of two 3x3 convolutions give depths 6n+2, bottleneck units 9n+2. Where a depth
     is both (20, 38, 56, ...), `resnetD` means basic below 164 and bottleneck from 164 on.
     The bottleneck net keeps 16 channels in stage 1, which alone yields the paper's 7200 gates.
+    `width` scales all channels; those of the paper are at 16.
 
     Raises:
-      UserError: for another name, or a depth that no such net has.
+      UserError: for another name, a depth that no such net has, or no width.
     """
+    if width < 1:
+        raise UserError(f"a ResNet's width must be 1 or more base channels, got {width}")
     match = re.fullmatch(r"resnet([1-9][0-9]{0,4})(-basic|-bottleneck)?", name)
     if match is None:
         raise UserError(
@@ -80,9 +86,11 @@ def resnet_spec(name: str) -> ResNetSpec:
             "a ResNet's depth must be 6n+2 with basic units (8, 14, 20, 26, 32, ...) or 9n+2 with "
             f"bottleneck units (11, 20, 29, 38, 47, ...); got '{name}'"
         )
+    channels = (width, 2 * width, 4 * width)
     if is_bottleneck:
-        return ResNetSpec(depth, True, units, (16, 128, 256), (4, 32, 64))
-    return ResNetSpec(depth, False, units, (16, 32, 64), (16, 32, 64))
+        inner = (max(1, round(width / 4)), 2 * width, 4 * width)
+        return ResNetSpec(depth, True, units, width, (width, 8 * width, 16 * width), inner)
+    return ResNetSpec(depth, False, units, width, channels, channels)
 
 
 def resnet_gate_map(spec: ResNetSpec, gated_convs: str) -> GateMap:
@@ -103,7 +111,9 @@ def resnet_gate_map(spec: ResNetSpec, gated_convs: str) -> GateMap:
     )
 
 
-def resnet_features(images, spec, gates=None, prefix="", synchronized=False, seed=0):
+def resnet_features(
+    images, spec, gates=None, prefix="", synchronized=False, seed=0, attention="none"
+):
     """Builds the network up to and with global average pooling.
 
     Args:
@@ -114,6 +124,8 @@ def resnet_features(images, spec, gates=None, prefix="", synchronized=False, see
       prefix: put before every layer's name.
       synchronized: whether batch normalisation uses the moments of all replicas.
       seed: the run's seed; every layer draws its own from it.
+      attention: "se" scales the output of each unit's last convolution by squeeze-and-excitation,
+        where a gate would be.
 
     Returns:
       KerasTensor [batch, spec.channels[-1]].
@@ -141,6 +153,10 @@ def resnet_features(images, spec, gates=None, prefix="", synchronized=False, see
             activation = None if number == len(branch) else "relu"
             layer_name = f"{name}_conv{number}"
             residual = convolve(residual, layer_name, filters, kernel_size, strides, activation)
+        if attention == "se":
+            excite_name = f"{prefix}{name}_se"
+            excite = SqueezeExcite(seed=derive_seed(seed, excite_name), name=excite_name)
+            residual = excite(residual)
         shortcut = x
         if x.shape[-1] != residual.shape[-1]:
             strides = max(strides for _, _, strides in branch)
@@ -148,7 +164,7 @@ def resnet_features(images, spec, gates=None, prefix="", synchronized=False, see
         total = keras.layers.Add(name=f"{prefix}{name}_add")([residual, shortcut])
         return keras.layers.ReLU(name=f"{prefix}{name}_relu")(total)
 
-    x = convolve(images, "stem", STEM_CHANNELS, 3, activation="relu")
+    x = convolve(images, "stem", spec.width, 3, activation="relu")
     for stage, unit in spec.units():
         x = residual_unit(x, stage, unit)
     return keras.layers.GlobalAveragePooling2D(data_format="channels_last", name=f"{prefix}pool")(x)

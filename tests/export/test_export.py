@@ -215,7 +215,8 @@ def test_manifest_tells_where_the_version_came_from(exported, trained):
     assert manifest["labels"] == list("0123456789")
     assert manifest["run"]["config"] == trained.config
     assert manifest["run"]["result"]["test_accuracy"] == trained.result["test_accuracy"]
-    assert manifest["preprocessing"]["mean"] == [0.3049]
+    assert manifest["preprocessing"]["mean"] == list(trained.preprocessing.mean)
+    assert manifest["preprocessing"]["mean"] == pytest.approx([0.305], abs=5e-4)
     assert manifest["gates"]["segments"] == gate_map(trained.load_model()).to_rows()
     assert manifest["gates"]["count"] == 112
     assert manifest["export"]["versions"]["tensorflow"] == tf.__version__

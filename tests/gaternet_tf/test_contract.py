@@ -20,8 +20,13 @@ LAYERS = {
         (6, 6, 2),
     ),
     layers.GateSplit: ({"segments": SEGMENTS}, (3,)),
+    layers.SqueezeExcite: ({"ratio": 2, "seed": 4}, (6, 6, 4)),
 }
-LOSSES = {losses.SparsityLoss: {"weight": 0.3}, losses.GateRate: {"name": "rate"}}
+LOSSES = {
+    losses.SparsityLoss: {"weight": 0.3},
+    losses.SmoothedCrossentropy: {"smoothing": 0.1},
+    losses.GateRate: {"name": "rate"},
+}
 POLICIES = ["float32", "mixed_bfloat16", "mixed_float16"]
 
 each_layer = pytest.mark.parametrize("cls", LAYERS)

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import stand_in_for_cifar10s_server
+from helpers import stand_in_for_cifar_servers
 
 from export.exporting import export_run
 from gaternet_tf import UserError, build_gaternet
@@ -153,7 +153,7 @@ def test_a_converted_run_is_evaluated_on_cifar10(theirs, pictures, tmp_path, mon
     labels = np.arange(16) % 10
     labels[-4:] = logits.argmax(-1)
     labels[-1] = (labels[-1] + 1) % 10  # One is wrong.
-    stand_in_for_cifar10s_server(monkeypatch, tmp_path / "archive", pictures, labels)
+    stand_in_for_cifar_servers(monkeypatch, tmp_path / "archive", pictures, labels)
     run = checkpoint_to_run(
         save(theirs.content(), tmp_path / "it.pth"), tmp_path / "run", "resnet20"
     )

@@ -38,6 +38,8 @@ def test_counts_whatever_the_batch_size(size):
         "loss": pytest.approx(loss),
         "images": 4,
         "gates": 4,
+        "macs": 0,  # no layer of a GaterNet in it
+        "macs_on": 0.0,
         "gate_rate": 7 / 16,
         "gates_always_on": 1,
         "gates_always_off": 1,

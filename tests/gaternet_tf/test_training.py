@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -10,19 +11,17 @@ import tensorflow as tf
 from helpers import small_config
 
 from gaternet_tf import UserError, build_gaternet
-from gaternet_tf.callbacks import EpochLog
+from gaternet_tf.callbacks import EpochLog, StopOnNonFinite
 from gaternet_tf.data import evaluation_batches
 from gaternet_tf.evaluation import evaluate
+from gaternet_tf.recipe import compile_model, set_weight_decay, with_targets
 from gaternet_tf.runs import open_run
 from gaternet_tf.training import (
     TrainingConfig,
     build_and_compile,
     check_batch_size,
     choose_strategy,
-    compile_model,
-    set_weight_decay,
     train,
-    with_targets,
 )
 
 RNG = np.random.default_rng(0)
@@ -247,16 +246,62 @@ def test_a_diverging_run_stops_with_the_step(data_dir, tmp_path):
 
 
 def test_a_damaged_checkpoint_is_named(data_dir, trained, tmp_path):
-    import shutil
-
     workdir = tmp_path / "damaged"
     shutil.copytree(trained.path, workdir)
     (workdir / "result.json").unlink()
     for path in (workdir / "checkpoints").glob("*.data-*"):
         path.write_bytes(b"damaged")
-    with pytest.raises(UserError, match=r"ckpt-3 is not.*another --workdir"):
+    with pytest.raises(UserError, match=r"ckpt-60 is not.*--previous_checkpoint"):
         train(small_config(data_dir, epochs=3), workdir)
     assert len(list((workdir / "checkpoints").glob("*.index"))) == 2
+
+
+def test_the_checkpoint_before_a_damaged_one_is_used_when_asked_for(
+    data_dir, trained, tmp_path, capsys
+):
+    workdir = tmp_path / "damaged"
+    shutil.copytree(trained.path, workdir)
+    (workdir / "result.json").unlink()
+    (latest,) = (workdir / "checkpoints").glob("ckpt-60.data-*")
+    latest.write_bytes(b"damaged")
+    result = train(small_config(data_dir, epochs=3), workdir, previous_checkpoint=True)
+    assert "resuming after epoch 2" in capsys.readouterr().out
+    assert [record["epoch"] for record in open_run(workdir).metrics()] == [1, 2, 3]
+    assert result["test_loss"] == pytest.approx(trained.result["test_loss"], rel=1e-3)
+
+
+def test_a_first_run_has_no_checkpoint_before_the_last(data_dir, tmp_path):
+    with pytest.raises(UserError, match=r"--previous_checkpoint needs two.* has 0"):
+        train(small_config(data_dir), tmp_path / "run", previous_checkpoint=True)
+
+
+def test_a_full_disk_is_told_and_the_last_good_checkpoint_survives(data_dir, tmp_path, monkeypatch):
+    save = tf.train.CheckpointManager.save
+
+    def full_after_one(self, number):
+        if self.checkpoints:
+            raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+        return save(self, number)
+
+    config = small_config(data_dir, epochs=2, batch_size=256)
+    with monkeypatch.context() as patch:
+        patch.setattr(tf.train.CheckpointManager, "save", full_after_one)
+        with pytest.raises(UserError, match=r"No space left on device.*resumes.*ckpt-5"):
+            train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
+    assert [record["epoch"] for record in open_run(tmp_path / "run").metrics()] == [1, 2]
+
+
+def test_a_weight_that_is_lost_behind_a_finite_loss_stops_the_run():
+    model = build_gaternet("resnet8", "resnet8", (8, 8, 1))
+    model.compile("sgd", "mse")
+    callback = StopOnNonFinite()
+    callback.set_model(model)
+    callback.on_epoch_end(0)
+    gamma = model.get_layer("stem").normalization.gamma
+    gamma.assign(np.where(np.arange(16) == 3, np.nan, 1.0))
+    with pytest.raises(UserError, match=r"stem/normalization/gamma must stay finite, and was nan"):
+        callback.on_epoch_end(0)
 
 
 @pytest.mark.parametrize(
@@ -267,11 +312,18 @@ def test_a_damaged_checkpoint_is_named(data_dir, trained, tmp_path):
         ({"learning_rate": 0.0}, "--learning_rate must be above 0"),
         ({"momentum": 1.0}, "--momentum must be below 1"),
         ({"epochs": 0}, "--epochs must be 1 or more"),
+        ({"label_smoothing": 1.0}, "--label_smoothing must be below 1"),
+        ({"validation": 1.0}, "--validation must be below 1"),
+        ({"schedule": "linear"}, "--schedule must be one of step, cosine"),
+        ({"optimizer": "lion"}, "--optimizer must be one of sgd, adam"),
+        ({"attention": "se"}, "--attention=se takes the place of the gates and needs"),
+        ({"width": 0}, "--width must be 1 or more"),
+        ({"validation": 0.001}, "--validation=0.001 holds no image out of the 1437"),
         ({"backbone": "resnet21"}, "6n\\+2.*got 'resnet21'"),
         ({"gater": "resnet21"}, "6n\\+2.*got 'resnet21'"),
         ({"strategy": "all"}, "--strategy must be one of"),
         ({"dtype_policy": "float8"}, "--dtype_policy must be one of"),
-        ({"batch_size": 2000}, "at most the 1437 images"),
+        ({"batch_size": 2000}, "at most the 1294 training images"),
     ],
 )
 def test_settings_are_checked_before_anything_is_written(data_dir, tmp_path, change, words):

@@ -15,7 +15,7 @@ def test_trains_with_one_line_an_epoch_and_no_progress_bar_off_a_terminal(tmp_pa
     assert done.status == 0, done.err
     lines = done.out.splitlines()
     assert lines[0] == "resnet8, gater resnet8: 156,402 parameters, 112 gates"
-    assert "1437 images in 'train', 360 in 'test'" in lines[1]
+    assert "1294 images of 'train' train, 143 validate, 360 of 'test' test" in lines[1]
     assert "on 1 replica" in lines[2]
     assert [line.split()[:2] for line in lines[3:4]] == [["epoch", "1/1"]]
     assert lines[4].startswith("test accuracy ")

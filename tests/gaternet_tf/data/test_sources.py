@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from helpers import stand_in_for_cifar10s_server
+from helpers import stand_in_for_cifar_servers
 from sklearn.datasets import load_digits
 
 from gaternet_tf import UserError
@@ -49,7 +49,7 @@ def test_cifar10_is_fetched_with_an_announcement_and_read(monkeypatch, tmp_path,
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (24, 32, 32, 3)).astype(np.uint8)
     labels = np.arange(24) % 10
-    fetched = stand_in_for_cifar10s_server(monkeypatch, tmp_path / "archive", images, labels)
+    fetched = stand_in_for_cifar_servers(monkeypatch, tmp_path / "archive", images, labels)
     dataset = open_dataset("cifar10", str(tmp_path / "data"))
     assert "cifar10: downloading 162.17 MiB to" in capsys.readouterr().out
     assert fetched == ["https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"]
@@ -74,7 +74,7 @@ def test_cifar10_is_fetched_with_an_announcement_and_read(monkeypatch, tmp_path,
 
 
 def test_an_unknown_set_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"'digits' or the name of a TFDS.*got 'no_such_set'"):
+    with pytest.raises(UserError, match=r"'digits', idx:DIR.*TFDS.*got 'no_such_set'"):
         open_dataset("no_such_set", str(tmp_path))
 
 

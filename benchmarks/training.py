@@ -1,0 +1,199 @@
+"""What training costs: gated against plain, precisions, fit's own overhead, the input pipeline.
+
+    python -m benchmarks.training --backbone=resnet20
+
+All contenders of a table take turns in one run, so that what else the machine does hits them alike;
+compare ratios, not times. With PyTorch installed (pip install '.[torch]') the same network written
+in PyTorch takes part.
+"""
+
+import dataclasses
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from absl import app, flags, logging
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("backbone", "resnet20", "ResNet of basic units that is gated.")
+flags.DEFINE_string("gater", "resnet20", "ResNet that gates it.")
+flags.DEFINE_integer("batch_size", 128, "Images a step.", lower_bound=1)
+flags.DEFINE_integer("rounds", 7, "Turns that each contender takes; medians are printed.", 1)
+flags.DEFINE_integer("steps", 4, "Steps a turn.", lower_bound=1)
+SHAPE = (32, 32, 3)
+
+
+@dataclasses.dataclass
+class Contender:
+    """Something that is timed: `run` does one turn of `images` images."""
+
+    name: str
+    run: Callable[[], None]
+    images: int
+
+
+def take_turns(contenders: list[Contender], rounds: int) -> dict[str, float]:
+    """Median seconds an image of each, after one turn that does not count."""
+    times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    for turn in range(rounds + 1):
+        for contender in contenders:
+            started = time.perf_counter()
+            contender.run()
+            if turn:
+                times[contender.name].append((time.perf_counter() - started) / contender.images)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def show(title: str, seconds: dict[str, float], base: str) -> None:
+    """Prints images a second, and the time against that of `base`."""
+    print(f"\n{title}")
+    for name, value in seconds.items():
+        print(f"  {name:32} {1 / value:8.0f} images/s   {value / seconds[base]:5.2f}", flush=True)
+
+
+def build(backbone, gater, policy="float32", steps_per_execution=1):
+    """A compiled model."""
+    import keras
+
+    from gaternet_tf import build_gaternet
+    from gaternet_tf.recipe import compile_model, set_weight_decay
+
+    keras.mixed_precision.set_dtype_policy(policy)
+    model = build_gaternet(backbone, gater, SHAPE)
+    keras.mixed_precision.set_dtype_policy("float32")
+    set_weight_decay(model, 1e-4)
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True)
+    compile_model(model, optimizer, 0.1, steps_per_execution=steps_per_execution)
+    return model
+
+
+def data():
+    """One batch of noise, (images, labels)."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(FLAGS.batch_size, *SHAPE)).astype(np.float32)
+    return images, rng.integers(0, 10, FLAGS.batch_size)
+
+
+def bare_step(name, model) -> Contender:
+    """Keras' training step in a loop of ours."""
+    import tensorflow as tf
+
+    images, labels = (tf.constant(array) for array in data())
+    step = tf.function(model.train_step, autograph=False)
+    batch = (images, dict.fromkeys(model.output_names, labels))
+
+    def run():
+        for _ in range(FLAGS.steps):
+            step(batch)
+
+    return Contender(name, run, FLAGS.steps * FLAGS.batch_size)
+
+
+def fitted(name, model, steps) -> Contender:
+    """`fit` on the same batch, with everything that `fit` does around a step."""
+    import tensorflow as tf
+
+    from gaternet_tf.recipe import with_targets
+
+    batches = tf.data.Dataset.from_tensors(data()).repeat()
+    batches = with_targets(batches, model).prefetch(2)
+
+    def run():
+        model.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0)
+
+    return Contender(name, run, steps * FLAGS.batch_size)
+
+
+def input_pipeline() -> Contender:
+    """The training pipeline with CIFAR's augmentation, from memory, on 50,000 images."""
+    import numpy as np
+    import tensorflow as tf
+
+    from gaternet_tf.data import STATISTICS, Augmentation, Preprocessing, training_batches
+
+    images = np.random.default_rng(0).integers(0, 256, (50_000, *SHAPE)).astype(np.uint8)
+
+    class InMemory:
+        """Stands for a cached `Dataset`."""
+
+        training_images = len(images)
+        image_shape = SHAPE
+
+        def training_examples(self):
+            """(image, label) pairs."""
+            return tf.data.Dataset.from_tensor_slices((images, np.zeros(len(images), np.int64)))
+
+    preprocessing = Preprocessing(*SHAPE, *STATISTICS["cifar10"])
+    augmentation = Augmentation(padding=4, flip=True)
+    dataset: Any = InMemory()
+    batches = training_batches(
+        dataset, preprocessing, augmentation, FLAGS.batch_size, range(1_000), 0
+    )
+    turn = 100
+    iterator = iter(batches)
+
+    def run():
+        for _ in range(turn):
+            next(iterator)
+
+    return Contender("input pipeline", run, turn * FLAGS.batch_size)
+
+
+def torch_step() -> Contender | None:
+    """The gated network in PyTorch, channels last, if PyTorch is there."""
+    try:
+        from benchmarks.torch_network import training_step
+    except ImportError:
+        return None
+    step = training_step(FLAGS.backbone, FLAGS.gater, *data())
+
+    def run():
+        for _ in range(FLAGS.steps):
+            step()
+
+    return Contender("gated, PyTorch", run, FLAGS.steps * FLAGS.batch_size)
+
+
+def main(argv):
+    """Prints the tables."""
+    if len(argv) > 1:
+        raise app.UsageError(f"benchmarks.training takes flags only, got '{argv[1]}'")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.set_verbosity(logging.ERROR)
+    backbone, gater, rounds = FLAGS.backbone, FLAGS.gater, FLAGS.rounds
+    contenders = [
+        bare_step("backbone", build(backbone, "none")),
+        bare_step("gater's network", build(gater, "none")),
+        bare_step("gated", build(backbone, gater)),
+        bare_step("gated, bfloat16", build(backbone, gater, "mixed_bfloat16")),
+    ]
+    if (torch := torch_step()) is not None:
+        contenders.append(torch)
+    seconds = take_turns(contenders, rounds)
+    show(f"one training step, {backbone}, batch {FLAGS.batch_size}", seconds, "gated")
+    parts = seconds["backbone"] + seconds["gater's network"]
+    print(f"  gated / (backbone + gater's network) = {seconds['gated'] / parts:.2f}")
+
+    gated = build(backbone, gater)
+    many = build(backbone, gater, steps_per_execution=8)
+    seconds = take_turns(
+        [
+            bare_step("bare step", gated),
+            fitted("fit", gated, 8),
+            fitted("fit, steps_per_execution=8", many, 8),
+        ],
+        rounds,
+    )
+    show("fit's own overhead", seconds, "bare step")
+
+    seconds = take_turns([bare_step("backbone", build(backbone, "none")), input_pipeline()], rounds)
+    show("input pipeline against what training consumes", seconds, "backbone")
+
+
+if __name__ == "__main__":
+    app.run(main)

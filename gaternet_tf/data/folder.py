@@ -1,0 +1,196 @@
+"""A person's own pictures, DIR/SPLIT/CLASS/* or DIR/CLASS/*, as a TFDS dataset."""
+
+import collections
+import concurrent.futures
+import hashlib
+import os
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from gaternet_tf.data.preprocessing import decode_rgb
+from gaternet_tf.errors import UserError
+from gaternet_tf.seeds import derive_seed
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+TRAIN, TEST = "train", "test"
+SPLITS = {TRAIN: TRAIN, TEST: TEST, "val": TEST, "valid": TEST, "validation": TEST}
+"""Names a split's directory may have; a set with both test and validation is tested on test."""
+TEST_SHARE = 0.2
+LAYOUT = "DIR/train/CLASS/* and DIR/test/CLASS/*, or DIR/CLASS/*"
+LISTED = 20
+
+Pictures = dict[str, list[pathlib.Path]]
+
+
+def find_pictures(directory: str | os.PathLike) -> dict[str, Pictures]:
+    """{split: {class: paths}} of a directory, classes and paths sorted by name.
+
+    Hidden files and directories, and files of other kinds, are left out. Without split directories
+    each class gives a fifth of its pictures, chosen by their names alone, to the test.
+
+    Raises:
+      UserError: for a directory laid out otherwise, or splits whose classes differ.
+    """
+    folder = pathlib.Path(directory).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"--dataset=folder:DIR must be a directory, and '{directory}' is none")
+    children = _visible(folder)
+    if any(SPLITS.get(child.name) == TRAIN for child in children):
+        found = {child.name: _classes(child) for child in children if child.name in SPLITS}
+        tests = [name for name in found if SPLITS[name] == TEST]
+        if not tests:
+            raise UserError(
+                f"--dataset=folder:DIR must have {LAYOUT}, and '{directory}' has 'train' and no "
+                "'test' or 'validation'"
+            )
+        splits = {TRAIN: found[TRAIN], TEST: found[TEST if TEST in tests else tests[0]]}
+    else:
+        splits = _split(_classes(folder))
+    _check(splits, directory)
+    return splits
+
+
+def _visible(folder):
+    return sorted(
+        child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")
+    )
+
+
+def _classes(folder) -> Pictures:
+    classes = {}
+    for child in _visible(folder):
+        pictures = sorted(
+            path
+            for path in child.rglob("*")
+            if path.suffix.lower() in EXTENSIONS
+            and path.is_file()
+            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        )
+        if pictures:
+            classes[child.name] = pictures
+    return classes
+
+
+def _split(classes: Pictures) -> dict[str, Pictures]:
+    splits: dict[str, Pictures] = {TRAIN: {}, TEST: {}}
+    for name, pictures in classes.items():
+        order = np.random.default_rng(derive_seed(0, name)).permutation(len(pictures))
+        count = max(1, round(len(pictures) * TEST_SHARE))
+        splits[TEST][name] = [pictures[index] for index in sorted(order[:count])]
+        splits[TRAIN][name] = [pictures[index] for index in sorted(order[count:])]
+    return splits
+
+
+def _check(splits, directory):
+    train, test = (
+        {name for name, pictures in splits[split].items() if pictures} for split in (TRAIN, TEST)
+    )
+    if len(train) < 2:
+        raise UserError(
+            f"--dataset=folder:DIR must have {LAYOUT}, with two classes of "
+            f"{', '.join(EXTENSIONS)} files at least, and '{directory}' has "
+            f"{len(train)} ({', '.join(sorted(train)) or 'none'}) to train on"
+        )
+    if train != test:
+        raise UserError(
+            f"both splits of '{directory}' must have the same classes; only in training: "
+            f"{', '.join(sorted(train - test)) or 'none'}; only in the test: "
+            f"{', '.join(sorted(test - train)) or 'none'}"
+        )
+
+
+def unreadable(paths: list[pathlib.Path]) -> dict[pathlib.Path, str]:
+    """{path: reason} of the pictures that TensorFlow cannot decode; every one is tried."""
+
+    def problem(path):
+        try:
+            decode_rgb(tf.constant(path.read_bytes()))
+        except (OSError, tf.errors.OpError) as error:
+            text = getattr(error, "message", None) or str(error)
+            return text.splitlines()[0].rpartition("} ")[2] if text else type(error).__name__
+        return None
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        reasons = pool.map(problem, paths)
+    return {path: reason for path, reason in zip(paths, reasons, strict=True) if reason}
+
+
+class Folder(tfds.core.GeneratorBasedBuilder):
+    """Pictures in directories named by their classes, of any size and kind, read as RGB.
+
+    TFDS' own `ImageFolder` would read JPEG and PNG only, and decode them as no server does.
+
+    Args:
+      directory: see `find_pictures`.
+      data_dir: the TFDS directory to prepare them in; None for TFDS' own default.
+      skip_unreadable: whether pictures that cannot be decoded are left out, or refused.
+
+    Raises:
+      UserError: for a directory that is laid out otherwise.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, directory: str, data_dir: str | None = None, skip_unreadable: bool = False):
+        self._pictures = find_pictures(directory)
+        self._skip = skip_unreadable
+        folder = pathlib.Path(directory).expanduser().resolve()
+        # The prepared copy is told by what lies there: other pictures are another set.
+        digest = hashlib.blake2b(b"skip" if skip_unreadable else b"", digest_size=4)
+        for split, classes in self._pictures.items():
+            for path in (path for pictures in classes.values() for path in pictures):
+                facts = path.stat()
+                digest.update(f"{split} {path} {facts.st_size} {facts.st_mtime_ns};".encode())
+        config = tfds.core.BuilderConfig(name=f"{folder.name}-{digest.hexdigest()}")
+        super().__init__(config=config, data_dir=data_dir)
+
+    def _info(self):
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Pictures in directories named by their classes.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3), dtype=np.uint8),
+                    "label": tfds.features.ClassLabel(names=list(self._pictures[TRAIN])),
+                }
+            ),
+            supervised_keys=("image", "label"),
+        )
+
+    def check_pictures(self) -> None:
+        """Decodes every picture once, before anything is written.
+
+        Raises:
+          UserError: listing those that cannot be read, unless they are to be skipped.
+        """
+        paths = [
+            path
+            for classes in self._pictures.values()
+            for pictures in classes.values()
+            for path in pictures
+        ]
+        bad = unreadable(paths)
+        if not bad:
+            return
+        shown = "\n".join(f"  {path}: {reason}" for path, reason in list(bad.items())[:LISTED])
+        more = f"\n  and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
+        text = f"{len(bad)} of {len(paths)} pictures cannot be read:\n{shown}{more}"
+        if not self._skip:
+            raise UserError(f"{text}\nRemove them, or leave them out with --skip_unreadable.")
+        print(f"leaving out {text}", flush=True)
+        for classes in self._pictures.values():
+            for name, pictures in classes.items():
+                classes[name] = [path for path in pictures if path not in bad]
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(split) for split in (TRAIN, TEST)}
+
+    def _generate_examples(self, split):
+        numbers: collections.Counter[str] = collections.Counter()
+        for name, pictures in self._pictures[split].items():
+            for path in pictures:
+                numbers[name] += 1
+                yield f"{name}/{numbers[name]:08d}", {"image": path.read_bytes(), "label": name}

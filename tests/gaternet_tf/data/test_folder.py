@@ -1,0 +1,177 @@
+"""A person's own pictures: every layout, kind and size; bad ones are listed by their paths."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import run_module
+from PIL import Image
+
+from gaternet_tf import UserError
+from gaternet_tf.data import Preprocessing, evaluation_batches, open_dataset
+
+RNG = np.random.default_rng(0)
+KINDS = [
+    ("jpg", "RGB"),
+    ("JPEG", "CMYK"),
+    ("jpeg", "L"),
+    ("png", "RGBA"),
+    ("png", "P"),
+    ("png", "LA"),
+    ("png", "I;16"),
+    ("bmp", "RGB"),
+    ("gif", "P"),
+    ("png", "1"),
+]
+
+
+def save(path, mode="RGB", number=0):
+    """A picture of its own size and colour."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = (20 + number % 7, 17 + number % 5)
+    pixels = RNG.integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
+    if mode == "I;16":
+        Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(path)
+    else:
+        Image.fromarray(pixels).convert(mode).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """cats and dogs, ten pictures each in training and two each in the test."""
+    for name in ("cat", "dog"):
+        for number, (suffix, mode) in enumerate(KINDS):
+            save(tmp_path / "pets" / "train" / name / f"{number}.{suffix}", mode, number)
+        for number in range(2):
+            save(tmp_path / "pets" / "test" / name / f"{number}.png", number=number)
+    return tmp_path / "pets"
+
+
+def opened(folder, **options):
+    return open_dataset(f"folder:{folder}", str(folder.parent / "data"), **options)
+
+
+def test_every_kind_and_size_is_read(folder):
+    dataset = opened(folder)
+    assert dataset.labels == ("cat", "dog")
+    assert dataset.image_shape == (None, None, 3)
+    assert (dataset.size("train"), dataset.size("test")) == (20, 4)
+    pairs = [(image.numpy(), int(label)) for image, label in dataset.examples("train")]
+    assert {image.shape[2] for image, _ in pairs} == {3}
+    assert len({image.shape for image, _ in pairs}) > 5
+    assert np.bincount([label for _, label in pairs]).tolist() == [10, 10]
+
+
+def test_pictures_are_read_as_an_exported_model_reads_them(folder):
+    dataset = opened(folder)
+    preprocessing = Preprocessing(8, 8, 3, (0.0,) * 3, (1.0,) * 3)
+    batches = list(evaluation_batches(dataset, preprocessing, 4))
+    found = np.rint(batches[0][0] * 255).astype(np.uint8)
+    wanted = {
+        preprocessing.decode(tf.constant(path.read_bytes())).numpy().tobytes()
+        for path in (folder / "test").rglob("*.png")
+    }
+    assert {image.tobytes() for image in found} == wanted
+
+
+def test_hidden_files_and_other_kinds_are_left_out(folder):
+    for name in (".hidden.png", "notes.txt", ".cache/x.png"):
+        path = folder / "train" / "cat" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("not a picture")
+    save(folder / "train" / ".thumbnails" / "1.png")
+    assert opened(folder).size("train") == 20
+
+
+def test_without_splits_each_class_gives_a_fifth_to_the_test(tmp_path):
+    for name, count in (("a", 10), ("b", 5)):
+        for number in range(count):
+            save(tmp_path / "mine" / name / f"{number}.png", number=number)
+    first = opened(tmp_path / "mine")
+    assert np.bincount(first.labels_of("train")).tolist() == [8, 4]
+    assert np.bincount(first.labels_of("test")).tolist() == [2, 1]
+    rows = [image.numpy().tobytes() for image, _ in first.examples("test")]
+    again = open_dataset(f"folder:{tmp_path / 'mine'}", str(tmp_path / "elsewhere"))
+    assert sorted(rows) == sorted(image.numpy().tobytes() for image, _ in again.examples("test"))
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_a_validation_directory_is_the_test_where_there_is_no_other(folder, name):
+    (folder / "test").rename(folder / name)
+    assert opened(folder).size("test") == 4
+
+
+def test_a_new_picture_is_seen(folder):
+    assert opened(folder).size("train") == 20
+    save(folder / "train" / "cat" / "new.png")
+    assert opened(folder).size("train") == 21
+
+
+def break_pictures(folder):
+    (folder / "train" / "cat" / "empty.png").write_bytes(b"")
+    (folder / "train" / "dog" / "text.jpg").write_text("not a picture")
+    whole = (folder / "test" / "cat" / "0.png").read_bytes()
+    (folder / "test" / "dog" / "cut.png").write_bytes(whole[: len(whole) // 2])
+
+
+def test_unreadable_pictures_are_listed_and_refused(folder):
+    break_pictures(folder)
+    with pytest.raises(UserError) as error:
+        opened(folder)
+    text = str(error.value)
+    assert "3 of 27 pictures cannot be read" in text
+    for path in ("train/cat/empty.png: ", "train/dog/text.jpg: ", "test/dog/cut.png: "):
+        assert f"{folder}/{path}" in text
+    assert "--skip_unreadable" in text
+    assert not (folder.parent / "data").exists()
+
+
+def test_unreadable_pictures_are_left_out_when_asked(folder, capsys):
+    break_pictures(folder)
+    dataset = opened(folder, skip_unreadable=True)
+    assert (dataset.size("train"), dataset.size("test")) == (20, 4)
+    assert "leaving out 3 of 27 pictures" in capsys.readouterr().out
+    # The copy without them is no answer to the question whether all can be read.
+    with pytest.raises(UserError, match="3 of 27"):
+        opened(folder)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ([], "with two classes .* has 0 \\(none\\)"),
+        (["train/cat/1.png", "test/cat/1.png"], "has 1 \\(cat\\) to train on"),
+        (["train/cat/1.png", "train/dog/1.png"], "has 'train' and no 'test'"),
+        (
+            ["train/cat/1.png", "train/dog/1.png", "test/cat/1.png", "test/fox/1.png"],
+            "only in training: dog; only in the test: fox",
+        ),
+        (["1.png"], "has 0 \\(none\\)"),
+    ],
+)
+def test_other_layouts_are_refused(tmp_path, names, words):
+    (tmp_path / "pets").mkdir()
+    for name in names:
+        save(tmp_path / "pets" / name)
+    with pytest.raises(UserError, match=words):
+        opened(tmp_path / "pets")
+
+
+def test_no_directory_is_refused(tmp_path):
+    with pytest.raises(UserError, match="must be a directory"):
+        opened(tmp_path / "nowhere")
+
+
+def test_trains_from_the_command_line(folder, tmp_path):
+    flags = ["--dataset=folder:pets", "--data_dir=data", "--image_size=8", "--epochs=1"]
+    flags += ["--backbone=resnet8", "--gater=resnet8", "--batch_size=8", "--workdir=run"]
+    done = run_module("train.main", *flags, cwd=tmp_path)
+    assert done.status == 0, done.err
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["dataset"]["labels"] == [
+        "cat",
+        "dog",
+    ]
+    done = run_module("train.evaluate", "--workdir=run", "--data_dir=data", cwd=tmp_path)
+    assert done.status == 0, done.err
+    assert (tmp_path / "run" / "evaluation-folder-pets-test.json").exists()

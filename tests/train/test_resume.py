@@ -1,0 +1,87 @@
+"""Runs that end before their time, through the real command, and what resuming makes of them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from helpers import ROOT
+
+from gaternet_tf.runs import RunDirectory, open_run
+
+
+def command(data_dir, workdir):
+    flags = ["--dataset=digits", f"--data_dir={data_dir}", f"--workdir={workdir}"]
+    flags += ["--backbone=resnet8", "--gater=resnet8", "--epochs=3", "--batch_size=16"]
+    return [sys.executable, "-m", "train.main", *flags, "--deterministic"]
+
+
+def start(data_dir, workdir):
+    return subprocess.Popen(
+        command(data_dir, workdir),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_epoch(process, number):
+    """Reads the output until an epoch's line; the next epoch then runs."""
+    for line in process.stdout:
+        if line.startswith(f"epoch {number}/"):
+            return
+    raise AssertionError(process.stderr.read())
+
+
+@pytest.fixture(scope="module")
+def unbroken(data_dir, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "unbroken"
+    subprocess.run(
+        command(data_dir, workdir), env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True
+    )
+    return open_run(workdir)
+
+
+def assert_equal(run, unbroken):
+    """The same weights, to the bit, and an epoch log without gap or double."""
+    assert [record["epoch"] for record in run.metrics()] == [1, 2, 3]
+    for ours, theirs in zip(run.load_model().weights, unbroken.load_model().weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs, err_msg=ours.path)
+    assert run.result["test_loss"] == unbroken.result["test_loss"]
+
+
+def test_killed_in_the_middle_of_an_epoch_it_ends_where_an_unbroken_run_ends(
+    data_dir, tmp_path, unbroken
+):
+    with start(data_dir, tmp_path / "run") as process:
+        wait_for_epoch(process, 1)
+        time.sleep(0.3)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not RunDirectory(tmp_path / "run").finished
+    with start(data_dir, tmp_path / "run") as process:
+        out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "resuming after epoch " in out
+    assert_equal(open_run(tmp_path / "run"), unbroken)
+
+
+def test_sigterm_saves_in_the_middle_of_an_epoch_and_exits(data_dir, tmp_path, unbroken):
+    with start(data_dir, tmp_path / "run") as process:
+        wait_for_epoch(process, 1)
+        time.sleep(0.3)
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "train.main: saved after step " in err
+    assert "the same command resumes it" in err
+    assert "Traceback" not in err
+    with start(data_dir, tmp_path / "run") as process:
+        out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert " steps" in out.partition("resuming after epoch ")[2].splitlines()[0]
+    assert_equal(open_run(tmp_path / "run"), unbroken)
