@@ -120,6 +120,33 @@ def collapse(result: dict) -> str | None:
     return None
 
 
+class BestWeights(keras.callbacks.Callback):
+    """Keeps the weights of the epoch with the best validation accuracy, of equals the latest.
+
+    They travel in the checkpoints, so that a resumed run knows the best epoch before it. To be
+    made outside a strategy's scope: one copy is enough.
+    """
+
+    def __init__(self, model: keras.Model):
+        super().__init__()
+        self.accuracy = tf.Variable(0.0, dtype=tf.float64)
+        self.epoch = tf.Variable(0, dtype=tf.int64)
+        with tf.device("CPU:0"):
+            self.weights = [tf.Variable(weight) for weight in model.get_weights()]
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs["val_accuracy"] >= self.accuracy.numpy():
+            self.accuracy.assign(logs["val_accuracy"])
+            self.epoch.assign(epoch + 1)
+            for kept, weight in zip(self.weights, self.model.get_weights(), strict=True):
+                kept.assign(weight)
+
+    def put_back(self, model: keras.Model) -> int:
+        """Gives the model the weights of the best epoch, and returns that epoch's number."""
+        model.set_weights([kept.numpy() for kept in self.weights])
+        return int(self.epoch.numpy())
+
+
 class EpochLog(keras.callbacks.Callback):
     """Appends each epoch to metrics.jsonl, and prints a line an epoch if asked to."""
 
@@ -150,7 +177,7 @@ class Checkpoints(keras.callbacks.Callback):
     which a signal handler may call, saves in the middle of its epoch and raises `Stopped`.
     """
 
-    def __init__(self, run: RunDirectory, model: keras.Model):
+    def __init__(self, run: RunDirectory, model: keras.Model, best: BestWeights | None = None):
         super().__init__()
         self.epochs_done = tf.Variable(0, dtype=tf.int64)
         self.steps_done = tf.Variable(0, dtype=tf.int64)
@@ -161,12 +188,20 @@ class Checkpoints(keras.callbacks.Callback):
         # alone, a resumed run would draw the noise of its first epochs again.
         weights = {id(variable) for variable in model.weights}
         random_state = [v.value for v in model.variables if id(v) not in weights]
+        best_state = {}
+        if best:
+            best_state = {
+                "best_accuracy": best.accuracy,
+                "best_epoch": best.epoch,
+                "best_weights": best.weights,
+            }
         checkpoint = tf.train.Checkpoint(
             model=model,
             optimizer=model.optimizer,
             random_state=random_state,
             epochs_done=self.epochs_done,
             steps_done=self.steps_done,
+            **best_state,
         )
         self.manager = tf.train.CheckpointManager(checkpoint, run.checkpoints, max_to_keep=2)
 

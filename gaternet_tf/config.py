@@ -9,6 +9,7 @@ from gaternet_tf.models import NO_GATER, resnet_spec
 from gaternet_tf.models.resnet_cifar import ATTENTION, WIDTH, resnet_gate_map
 from gaternet_tf.recipe import OPTIMIZERS, SCHEDULES
 
+SELECTIONS = ("best", "last")
 STRATEGIES = ("auto", "none", "mirrored")
 DTYPE_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 
@@ -49,6 +50,8 @@ class TrainingConfig:
     gated_convs: str = "last"
     bottleneck: int = 8
     head_batch_norm: bool = True
+    gate_bias: float = 0.0
+    select: str = "best"
     seed: int = 0
     strategy: str = "auto"
     synchronized_batch_norm: bool = True
@@ -86,6 +89,7 @@ class TrainingConfig:
             "strategy": STRATEGIES,
             "dtype_policy": DTYPE_POLICIES,
             "attention": ATTENTION,
+            "select": SELECTIONS,
         }
         for name, minimum in least.items():
             value = getattr(self, name)
@@ -94,6 +98,8 @@ class TrainingConfig:
                 raise UserError(f"--{name} must be {minimum} or more, got {value}")
         if not (self.learning_rate > 0 and np.isfinite(self.learning_rate)):
             raise UserError(f"--learning_rate must be above 0, got {self.learning_rate}")
+        if not np.isfinite(self.gate_bias):
+            raise UserError(f"--gate_bias must be a finite number, got {self.gate_bias}")
         for name in below_one:
             if (value := getattr(self, name)) is not None and not value < 1:
                 raise UserError(f"--{name} must be below 1, got {value}")

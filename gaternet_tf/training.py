@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from gaternet_tf.callbacks import (
+    BestWeights,
     Checkpoints,
     EpochLog,
     ReadableNames,
@@ -69,7 +70,7 @@ def train(
 
     Returns:
       What result.json holds: `test_accuracy`, `test_loss`, gate statistics over the test set,
-      `parameters`, `epochs`, `seconds`.
+      `parameters`, `epochs`, `selected_epoch`, `seconds`.
 
     Raises:
       UserError: for settings, data or a directory that do not fit, before any training; and for
@@ -100,7 +101,10 @@ def train(
     keras.mixed_precision.set_dtype_policy(config.dtype_policy)
     with strategy.scope():
         model = build_and_compile(config, preprocessing, len(dataset.labels), steps, strategy)
-        checkpoints = Checkpoints(run, model)
+    selecting = config.select == "best" and dataset.validation_images > 0
+    best = BestWeights(model) if selecting else None
+    with strategy.scope():
+        checkpoints = Checkpoints(run, model, best)
         first_epoch, first_step = checkpoints.restore(previous_checkpoint)
     run.truncate_metrics(first_epoch)
     announce(config, dataset, model, strategy, run, first_epoch, first_step)
@@ -112,6 +116,7 @@ def train(
         StopOnNonFinite(),
         *sparsity_warm_up(config, model, steps),
         *validation_callbacks(dataset, preprocessing, evaluator),
+        *([best] if best else []),
         EpochLog(run, config.epochs, print_lines=not on_terminal),
         *tensorboard_callbacks(run),
         checkpoints,
@@ -145,6 +150,10 @@ def train(
             first_epoch += 1
         if first_epoch < config.epochs:
             fit(range(first_epoch, config.epochs))
+    selected = config.epochs
+    if best:
+        selected = best.put_back(model)
+        print(f"weights of epoch {selected}, the best on the validation images", flush=True)
     if config.recalibrate_batches:
         recalibrate_and_tell(config, model, dataset, preprocessing, evaluator)
     test = evaluator(evaluation_batches(dataset, preprocessing, EVALUATION_BATCH))
@@ -156,6 +165,7 @@ def train(
         **test,
         "parameters": count_parameters(model),
         "epochs": config.epochs,
+        "selected_epoch": selected,
         "seconds": round(time.monotonic() - started, 1),
     }
     save_model(model, run)
@@ -252,6 +262,7 @@ def build_and_compile(config, preprocessing, num_classes, steps_per_epoch, strat
         ),
         width=config.width,
         attention=config.attention,
+        gate_bias=config.gate_bias,
     )
     set_weight_decay(model, config.weight_decay)
     compile_model(

@@ -44,6 +44,12 @@ flags.DEFINE_float(
 flags.DEFINE_boolean(
     "previous_checkpoint", False, "Resumes from the checkpoint before the last, damaged one."
 )
+flags.DEFINE_enum(
+    "select",
+    "best",
+    ["best", "last"],
+    "The epoch whose weights the run ends with: best on the validation images, or the last.",
+)
 flags.DEFINE_integer("epochs", 160, "Passes over the training images.", lower_bound=1)
 flags.DEFINE_integer("steps_per_epoch", None, "Ends each pass after so many steps.", 1)
 flags.DEFINE_integer("batch_size", 128, "Images a step, over all replicas.", lower_bound=1)
@@ -72,6 +78,9 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_integer("bottleneck", 8, "Units before the gater's last layer.", lower_bound=1)
 flags.DEFINE_boolean("head_batch_norm", True, "Batch normalisation in the gater's bottleneck.")
+flags.DEFINE_float(
+    "gate_bias", 0.0, "Bias of the gates at the start; above 0 most are on then. The paper has 0."
+)
 flags.DEFINE_integer("image_size", 0, "Side of the pictures, pixels; 0: the dataset's own.")
 flags.DEFINE_integer(
     "crop_padding", None, "Pixels to pad before the random crop; default: the dataset's.", 0

@@ -7,10 +7,15 @@ from gaternet_tf.models.resnet_cifar import ResNetSpec, resnet_features
 from gaternet_tf.seeds import derive_seed
 
 
-def dense(units, name, seed, **kwargs):
-    """A dense layer with zero bias and a kernel seeded by the layer's own name."""
-    initializer = keras.initializers.GlorotUniform(seed=derive_seed(seed, name))
-    return keras.layers.Dense(units, kernel_initializer=initializer, name=name, **kwargs)
+def dense(units, name, seed, bias=0.0, **kwargs):
+    """A dense layer with a constant bias and a kernel seeded by the layer's own name."""
+    return keras.layers.Dense(
+        units,
+        kernel_initializer=keras.initializers.GlorotUniform(seed=derive_seed(seed, name)),
+        bias_initializer=keras.initializers.Constant(bias),
+        name=name,
+        **kwargs,
+    )
 
 
 def gate_preactivations(
@@ -21,6 +26,7 @@ def gate_preactivations(
     head_batch_norm: bool = True,
     synchronized: bool = False,
     seed: int = 0,
+    gate_bias: float = 0.0,
 ):
     """Builds `g' = FC2(ReLU(BatchNorm(FC1(E(x)))))` (paper section 3).
 
@@ -32,6 +38,7 @@ def gate_preactivations(
       head_batch_norm: False leaves the normalisation out, as the authors' released code does.
       synchronized: whether batch normalisation uses the moments of all replicas.
       seed: the run's seed.
+      gate_bias: FC2's bias at the start; above 0 more gates are on then than off.
 
     Returns:
       Pre-activations `g'`, KerasTensor [batch, num_gates].
@@ -41,4 +48,4 @@ def gate_preactivations(
     if head_batch_norm:
         x = batch_normalization(synchronized, name="gater_fc1_normalization")(x)
     x = keras.layers.ReLU(name="gater_fc1_relu")(x)
-    return dense(num_gates, "gater_fc2", seed)(x)
+    return dense(num_gates, "gater_fc2", seed, gate_bias)(x)

@@ -29,6 +29,7 @@ def build_gaternet(
     synchronized_batch_norm: bool = False,
     width: int = WIDTH,
     attention: str = "none",
+    gate_bias: float = 0.0,
 ) -> keras.Model:
     """Builds a GaterNet (paper section 3), or with `gater="none"` the plain backbone.
 
@@ -47,6 +48,7 @@ def build_gaternet(
       synchronized_batch_norm: batch normalisation over all replicas of a strategy.
       width: base channels of the backbone; the gater keeps 16.
       attention: "se" puts squeeze-and-excitation where the gates would be; then without a gater.
+      gate_bias: bias of the gates' pre-activations at the start; the paper's network has 0.
 
     Returns:
       A model from float images [batch, height, width, channels] to a dict of `logits`, float32
@@ -82,6 +84,7 @@ def build_gaternet(
             head_batch_norm,
             synchronized_batch_norm,
             seed,
+            gate_bias,
         )
         outputs["gates"] = SemHash(seed=derive_seed(seed, "gates"), name="gates")(preactivations)
         pieces = GateSplit(gates_of.to_rows(), name="gate_split")(outputs["gates"])

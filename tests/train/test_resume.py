@@ -29,12 +29,11 @@ def start(data_dir, workdir):
     )
 
 
-def wait_for_epoch(process, number):
-    """Reads the output until an epoch's line; the next epoch then runs."""
-    for line in process.stdout:
-        if line.startswith(f"epoch {number}/"):
-            return
-    raise AssertionError(process.stderr.read())
+def wait_for_checkpoint(process, workdir):
+    """Returns when the first epoch is saved; the next epoch then runs."""
+    while not (workdir / "checkpoints" / "checkpoint").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +57,8 @@ def test_killed_in_the_middle_of_an_epoch_it_ends_where_an_unbroken_run_ends(
     data_dir, tmp_path, unbroken
 ):
     with start(data_dir, tmp_path / "run") as process:
-        wait_for_epoch(process, 1)
-        time.sleep(0.3)
+        wait_for_checkpoint(process, tmp_path / "run")
+        time.sleep(0.1)
         process.kill()
     assert process.returncode == -signal.SIGKILL
     assert not RunDirectory(tmp_path / "run").finished
@@ -72,8 +71,8 @@ def test_killed_in_the_middle_of_an_epoch_it_ends_where_an_unbroken_run_ends(
 
 def test_sigterm_saves_in_the_middle_of_an_epoch_and_exits(data_dir, tmp_path, unbroken):
     with start(data_dir, tmp_path / "run") as process:
-        wait_for_epoch(process, 1)
-        time.sleep(0.3)
+        wait_for_checkpoint(process, tmp_path / "run")
+        time.sleep(0.1)
         process.terminate()
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1
