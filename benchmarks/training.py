@@ -114,7 +114,8 @@ def input_pipeline() -> Contender:
     import numpy as np
     import tensorflow as tf
 
-    from gaternet_tf.data import STATISTICS, Augmentation, Preprocessing, training_batches
+    from gaternet_tf.data import Preprocessing, defaults_of, training_batches
+    from gaternet_tf.data.defaults import CIFAR_AUGMENTATION
 
     images = np.random.default_rng(0).integers(0, 256, (50_000, *SHAPE)).astype(np.uint8)
 
@@ -124,15 +125,18 @@ def input_pipeline() -> Contender:
         training_images = len(images)
         image_shape = SHAPE
 
-        def training_examples(self):
+        def training_files(self):
             """(image, label) pairs."""
             return tf.data.Dataset.from_tensor_slices((images, np.zeros(len(images), np.int64)))
 
-    preprocessing = Preprocessing(*SHAPE, *STATISTICS["cifar10"])
-    augmentation = Augmentation(padding=4, flip=True)
+        def decode(self, image, label):
+            """Decoded they are already."""
+            return image, label
+
+    preprocessing = Preprocessing(*SHAPE, *(defaults_of("cifar10").statistics or ()))
     dataset: Any = InMemory()
     batches = training_batches(
-        dataset, preprocessing, augmentation, FLAGS.batch_size, range(1_000), 0
+        dataset, preprocessing, CIFAR_AUGMENTATION, FLAGS.batch_size, range(1_000), 0
     )
     turn = 100
     iterator = iter(batches)

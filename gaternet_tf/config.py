@@ -18,9 +18,10 @@ DTYPE_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 class TrainingConfig:
     """All settings of a run; the defaults are the CIFAR recipe of the code the paper grew from.
 
-    `train.main`'s flags have the same names and say what each means. None for `crop_padding` and
-    `flip` means the dataset's own augmentation, for `validation` the share in `VALIDATION`, for
-    `steps_per_epoch` all images; 0 for `image_size` means the dataset's own size.
+    `train.main`'s flags have the same names and say what each means. None for `resize`,
+    `crop_padding`, `flip` and `resized_crop` means the dataset's own, for `validation` the share
+    in `training.VALIDATION`, for `steps_per_epoch` all images; 0 for `image_size` means the
+    dataset's own size.
     """
 
     backbone: str = "resnet20"
@@ -32,8 +33,10 @@ class TrainingConfig:
     download: bool = True
     skip_unreadable: bool = False
     image_size: int = 0
+    resize: int | None = None
     crop_padding: int | None = None
     flip: bool | None = None
+    resized_crop: bool | None = None
     validation: float | None = None
     epochs: int = 160
     steps_per_epoch: int | None = None
@@ -65,6 +68,7 @@ class TrainingConfig:
         """Raises `UserError` for a setting that cannot work, before anything is opened."""
         least = {
             "image_size": 0,
+            "resize": 0,
             "crop_padding": 0,
             "width": 1,
             "epochs": 1,

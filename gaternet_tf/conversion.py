@@ -6,7 +6,7 @@ import os
 import pathlib
 
 from gaternet_tf.authors_format import check_representable, load_state_dicts, state_dicts
-from gaternet_tf.data import STATISTICS, Preprocessing
+from gaternet_tf.data import Preprocessing, defaults_of
 from gaternet_tf.errors import UserError
 from gaternet_tf.models import build_gaternet, gate_map
 from gaternet_tf.runs import RunDirectory, open_run, require_place, require_writable
@@ -63,7 +63,7 @@ def checkpoint_to_run(
     )
     load_state_dicts(model, parts)
     run = RunDirectory(output)
-    preprocessing = Preprocessing(*IMAGE_SHAPE, *STATISTICS[DATASET])
+    preprocessing = Preprocessing(*IMAGE_SHAPE, *defaults_of(DATASET).statistics)
     run.write_document(dataclasses.asdict(config), DESCRIPTION, preprocessing)
     save_model(model, run)
     run.write_result(

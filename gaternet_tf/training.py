@@ -24,7 +24,6 @@ from gaternet_tf.callbacks import (
 )
 from gaternet_tf.config import TrainingConfig
 from gaternet_tf.data import (
-    STATISTICS,
     Augmentation,
     Dataset,
     Preprocessing,
@@ -133,9 +132,10 @@ def train(
             epochs,
             config.seed,
             steps,
+            done,
         )
         model.fit(
-            with_targets(batches.skip(done), model),
+            with_targets(batches, model),
             epochs=epochs.stop,
             initial_epoch=epochs.start,
             steps_per_epoch=steps - done,
@@ -226,23 +226,39 @@ def validation_share(config: TrainingConfig, dataset: Dataset) -> float:
 def choose_preprocessing(config: TrainingConfig, dataset: Dataset) -> Preprocessing:
     """Picture size and normalisation of a run."""
     height, width, channels = dataset.image_shape
-    if config.image_size:
-        height = width = config.image_size
+    side = config.image_size or dataset.defaults.image_size
+    if side:
+        height = width = side
     if height is None or width is None:
         raise UserError(
             f"the pictures of '{dataset.name}' have no common size; give --image_size=PIXELS"
         )
-    shape = (height, width, channels)
-    statistics = STATISTICS.get(dataset.name) or channel_statistics(dataset, shape)
-    return Preprocessing(*shape, *statistics)
+    # The dataset's own resize belongs to the dataset's own size.
+    resize = config.resize if config.resize is not None else dataset.defaults.resize
+    if config.resize is None and config.image_size:
+        resize = round(resize * side / (dataset.defaults.image_size or side))
+    if 0 < resize < max(height, width):
+        raise UserError(
+            f"--resize must be 0 or at least the {max(height, width)} pixels that are cut out "
+            f"afterwards (--image_size), got {resize}"
+        )
+    unknown = Preprocessing(
+        height, width, channels, mean=(0.0,) * channels, std=(1.0,) * channels, resize=resize
+    )
+    mean, std = dataset.defaults.statistics or channel_statistics(dataset, unknown)
+    return dataclasses.replace(unknown, mean=mean, std=std)
 
 
 def choose_augmentation(config: TrainingConfig, dataset: Dataset) -> Augmentation:
     """The dataset's own augmentation, with what the settings change of it."""
-    own = dataset.augmentation
-    return Augmentation(
-        padding=own.padding if config.crop_padding is None else config.crop_padding,
-        flip=own.flip if config.flip is None else config.flip,
+    asked = {
+        "padding": config.crop_padding,
+        "flip": config.flip,
+        "resized_crop": config.resized_crop,
+    }
+    return dataclasses.replace(
+        dataset.defaults.augmentation,
+        **{name: value for name, value in asked.items() if value is not None},
     )
 
 

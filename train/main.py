@@ -86,6 +86,19 @@ flags.DEFINE_integer(
     "crop_padding", None, "Pixels to pad before the random crop; default: the dataset's.", 0
 )
 flags.DEFINE_boolean("flip", None, "Random horizontal flips; default: the dataset's.")
+flags.DEFINE_boolean(
+    "resized_crop",
+    None,
+    "Random parts of the pictures, scaled to --image_size (Inception's crop); default: the "
+    "dataset's, which is so for imagenet2012.",
+)
+flags.DEFINE_integer(
+    "resize",
+    None,
+    "Pixels that the shorter side has before the central crop of evaluation and serving; 0: no "
+    "crop; default: the dataset's, 256 for imagenet2012.",
+    lower_bound=0,
+)
 flags.DEFINE_integer("seed", 0, "Seed of weights, gate noise, order and crops.", lower_bound=0)
 flags.DEFINE_enum(
     "strategy",

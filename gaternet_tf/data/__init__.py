@@ -1,6 +1,7 @@
 """Datasets, all read through TFDS, and what happens to their pictures before the network."""
 
 from gaternet_tf.data.augmentation import Augmentation
+from gaternet_tf.data.defaults import defaults_of
 from gaternet_tf.data.holdout import hold_out
 from gaternet_tf.data.pipeline import (
     channel_statistics,
@@ -9,14 +10,14 @@ from gaternet_tf.data.pipeline import (
     validation_batches,
 )
 from gaternet_tf.data.preprocessing import Preprocessing
-from gaternet_tf.data.sources import STATISTICS, Dataset, open_dataset
+from gaternet_tf.data.sources import Dataset, open_dataset
 
 __all__ = [
-    "STATISTICS",
     "Augmentation",
     "Dataset",
     "Preprocessing",
     "channel_statistics",
+    "defaults_of",
     "evaluation_batches",
     "hold_out",
     "open_dataset",

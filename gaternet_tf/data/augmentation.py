@@ -4,13 +4,44 @@ import dataclasses
 
 import tensorflow as tf
 
+CROP_AREA = (0.08, 1.0)
+CROP_ASPECT = (3 / 4, 4 / 3)
+
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """Pad by `padding` zero pixels on every side, crop at random to the old size, maybe flip."""
+    """How training pictures are varied.
+
+    Called on a batch, it pads by `padding` zero pixels on every side, crops at random to the old
+    size and maybe flips, as the CIFAR recipe does. With `resized_crop`, `cut` comes before that,
+    on each picture in its own size, as the ImageNet recipe does.
+    """
 
     padding: int = 0
     flip: bool = False
+    resized_crop: bool = False
+
+    def cut(self, image, seed):
+        """A random part of a picture, to be scaled to the network's size (Inception's crop).
+
+        8 to 100 % of its area at an aspect ratio of 3:4 to 4:3, by TensorFlow's sampler; the whole
+        picture where that finds none in ten attempts.
+
+        Args:
+          image: any dtype [height, width, channels].
+          seed: integer [2]; the same seed gives the same part.
+        """
+        begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+            tf.shape(image),
+            tf.zeros([1, 0, 4]),
+            seed,
+            min_object_covered=0.0,
+            aspect_ratio_range=CROP_ASPECT,
+            area_range=CROP_AREA,
+            max_attempts=10,
+            use_image_if_no_bounding_boxes=True,
+        )
+        return tf.ensure_shape(tf.slice(image, begin, size), [None, None, image.shape[-1]])
 
     def __call__(self, images, seed):
         """Augments a batch, each image by its own draw.

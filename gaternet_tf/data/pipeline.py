@@ -11,7 +11,9 @@ from gaternet_tf.data.sources import Dataset
 from gaternet_tf.seeds import derive_seed
 
 CACHE_BYTES = 512 * 2**20
-SHUFFLE_IMAGES = 50_000
+"""A set is kept in memory up to this size: the pictures, or their files if those are cut anew."""
+SHUFFLE_BYTES = 2**30
+"""What the pictures, or files, that are shuffled among each other may take."""
 STATISTICS_IMAGES = 10_000
 
 
@@ -23,21 +25,41 @@ def training_batches(
     epochs: range,
     seed: int,
     steps_per_epoch: int | None = None,
+    first_step: int = 0,
 ):
     """Batches of the training split for each of `epochs`, one epoch after the other.
 
     Order, crops and flips of an epoch depend on `seed` and on the epoch's number alone: epochs
     differ, a run repeats, and one resumed at epoch 7 sees what an unbroken one would have seen.
     The last examples of an epoch that do not fill a batch are left out of that epoch, so that no
-    replica ever gets an empty batch. `steps_per_epoch` leaves out more of them.
+    replica ever gets an empty batch. `steps_per_epoch` leaves out more of them, and `first_step`
+    the batches before it in the first epoch.
+
+    Small sets are decoded once and kept. Of large ones, and of those whose pictures are cut before
+    they are scaled, the files are shuffled and then decoded, as many at a time as SHUFFLE_BYTES
+    holds.
 
     Returns:
       `tf.data` of (float32 [batch_size, height, width, channels], int64 [batch_size]).
     """
     images = dataset.training_images
-    examples = _fitted(dataset, dataset.training_examples(), preprocessing)
-    examples = _cached_if_small(examples, images, preprocessing)
+    picture_bytes = math.prod(preprocessing.shape)
+    examples = dataset.training_files()
+    early = not augmentation.resized_crop and images * picture_bytes <= CACHE_BYTES
+    if early:
+        examples = _pictures(dataset, examples, preprocessing).cache()
+    else:
+        picture_bytes = dataset.bytes_per_file
+        if images * picture_bytes <= CACHE_BYTES:
+            examples = examples.cache()
+    shuffled = min(images, SHUFFLE_BYTES // max(1, picture_bytes))
     base_seed = derive_seed(seed, "data")
+
+    def picture(seed, file, label):
+        image, label = dataset.decode(file, label)
+        if augmentation.resized_crop:
+            return preprocessing.scale(augmentation.cut(image, seed)), label
+        return preprocessing.fit(image), label
 
     def one_epoch(epoch):
         epoch_seed = tf.random.experimental.stateless_fold_in(
@@ -45,13 +67,22 @@ def training_batches(
         )
         # fold_in leaves the first half of a seed alike in all epochs: draw shuffle's one number.
         order_seed = tf.random.stateless_uniform([], epoch_seed, None, None, tf.int64)
-        data = examples.shuffle(
-            min(images, SHUFFLE_IMAGES), seed=order_seed, reshuffle_each_iteration=False
-        )
+        data = examples.shuffle(shuffled, seed=order_seed, reshuffle_each_iteration=False)
+        start = tf.where(epoch == epochs.start, tf.constant(first_step, tf.int64), 0)
+        data = data.skip(start * batch_size)
+        if not early:
+            cut_seed = tf.random.experimental.stateless_split(epoch_seed, 2)[1]
+            data = data.enumerate(start * batch_size).map(
+                lambda place, example: picture(
+                    tf.random.experimental.stateless_fold_in(cut_seed, place), *example
+                ),
+                num_parallel_calls=tf.data.AUTOTUNE,
+                deterministic=True,
+            )
         data = data.batch(batch_size, drop_remainder=True)
         if steps_per_epoch is not None:
-            data = data.take(steps_per_epoch)
-        return data.enumerate().map(
+            data = data.take(steps_per_epoch - start)
+        return data.enumerate(start).map(
             lambda step, batch: (
                 tf.random.experimental.stateless_fold_in(epoch_seed, step),
                 *batch,
@@ -68,33 +99,37 @@ def training_batches(
 
 def evaluation_batches(dataset: Dataset, preprocessing: Preprocessing, batch_size: int):
     """Batches of the whole test split in stored order; the last one may be smaller."""
-    examples = _fitted(dataset, dataset.examples(dataset.test_split), preprocessing)
-    return _in_order(examples, preprocessing, batch_size)
+    pictures = _pictures(dataset, dataset.files(dataset.test_split), preprocessing)
+    return _in_order(pictures, preprocessing, batch_size)
 
 
 def validation_batches(dataset: Dataset, preprocessing: Preprocessing, batch_size: int):
     """Batches of the images held out of training, in stored order; the last may be smaller."""
-    examples = _fitted(dataset, dataset.validation_examples(), preprocessing)
-    examples = _cached_if_small(examples, dataset.validation_images, preprocessing)
-    return _in_order(examples, preprocessing, batch_size)
+    pictures = _pictures(dataset, dataset.validation_files(), preprocessing)
+    if dataset.validation_images * math.prod(preprocessing.shape) <= CACHE_BYTES:
+        pictures = pictures.cache()
+    return _in_order(pictures, preprocessing, batch_size)
 
 
-def _in_order(examples, preprocessing, batch_size):
-    data = examples.batch(batch_size).map(
+def _in_order(pictures, preprocessing, batch_size):
+    data = pictures.batch(batch_size).map(
         lambda images, labels: (preprocessing.normalize(images), labels),
         num_parallel_calls=tf.data.AUTOTUNE,
     )
     return data.prefetch(tf.data.AUTOTUNE)
 
 
-def channel_statistics(dataset: Dataset, shape: tuple[int, int, int]):
-    """(mean, std), one number a channel on the 0-to-1 scale, of the first training images."""
-    raw = Preprocessing(*shape, mean=(0.0,) * shape[-1], std=(1.0,) * shape[-1])
-    data = _fitted(dataset, dataset.training_examples(), raw).take(STATISTICS_IMAGES)
+def channel_statistics(dataset: Dataset, preprocessing: Preprocessing):
+    """(mean, std), one number a channel on the 0-to-1 scale, of the first training images.
+
+    Only the picture size of `preprocessing` is used.
+    """
+    channels = preprocessing.channels
+    pictures = _pictures(dataset, dataset.training_files(), preprocessing).take(STATISTICS_IMAGES)
     count = 0
-    total = squares = np.zeros(shape[-1])
-    for images, _ in data.batch(1000):
-        values = images.numpy().reshape(-1, shape[-1]) / 255.0
+    total = squares = np.zeros(channels)
+    for images, _ in pictures.batch(100):
+        values = images.numpy().reshape(-1, channels) / 255.0
         count += len(values)
         total = total + values.sum(axis=0)
         squares = squares + (values**2).sum(axis=0)
@@ -107,17 +142,12 @@ def channel_statistics(dataset: Dataset, shape: tuple[int, int, int]):
     )
 
 
-def _fitted(dataset, examples, preprocessing):
-    """Examples with the network's picture size."""
-    if dataset.image_shape == preprocessing.shape:
-        return examples
-    return examples.map(
-        lambda image, label: (preprocessing.fit(image), label),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    )
+def _pictures(dataset, files, preprocessing):
+    """Decoded pictures of the network's size, uint8, and their labels."""
 
+    def picture(file, label):
+        image, label = dataset.decode(file, label)
+        fits = dataset.image_shape == preprocessing.shape and not preprocessing.resize
+        return image if fits else preprocessing.fit(image), label
 
-def _cached_if_small(examples, images, preprocessing):
-    """Keeps a set in memory that takes little of it."""
-    return examples.cache() if images * math.prod(preprocessing.shape) <= CACHE_BYTES else examples
+    return files.map(picture, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

@@ -20,6 +20,8 @@ class Preprocessing:
     """Size of the pictures a network takes, and how their values are normalised.
 
     `mean` and `std` have one entry a channel, on the scale on which a pixel runs from 0 to 1.
+    `resize` is the length in pixels that a picture's shorter side is scaled to before the central
+    `height` x `width` are cut out; 0 scales the whole picture to that size.
     """
 
     height: int
@@ -27,6 +29,7 @@ class Preprocessing:
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    resize: int = 0
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -39,18 +42,33 @@ class Preprocessing:
         return (scaled - tf.constant(self.mean)) / tf.constant(self.std)
 
     def fit(self, image):
-        """uint8 [h, w, 1 or 3] of any size to uint8 [height, width, channels].
+        """uint8 [h, w, 1 or 3] of any size to uint8 [height, width, channels]."""
+        if not self.resize:
+            return self.scale(image)
+        sides = tf.shape(image)[:2]
+        sides = tf.cast(sides, tf.float64) * self.resize / tf.cast(tf.reduce_min(sides), tf.float64)
+        sides = tf.cast(tf.round(sides), tf.int32)
+        top, left = tf.unstack((sides - [self.height, self.width]) // 2)
+        scaled = self._scaled(image, sides)
+        return tf.ensure_shape(
+            scaled[top : top + self.height, left : left + self.width], self.shape
+        )
 
-        Bilinear with antialiasing (as Pillow does it), which leaves a picture of the right size
-        as it is to the last bit.
+    def scale(self, image):
+        """The whole picture, uint8 [h, w, 1 or 3], to uint8 [height, width, channels]."""
+        return tf.ensure_shape(self._scaled(image, (self.height, self.width)), self.shape)
+
+    def _scaled(self, image, sides):
+        """Bilinear with antialiasing (as Pillow does it).
+
+        A picture of the right size stays as it is to the last bit.
         """
         if self.channels == 1 and image.shape[-1] == 3:
             image = tf.image.rgb_to_grayscale(image)
         elif self.channels == 3 and image.shape[-1] == 1:
             image = tf.image.grayscale_to_rgb(image)
-        resized = tf.image.resize(image, (self.height, self.width), antialias=True)
-        resized = tf.saturate_cast(tf.round(resized), tf.uint8)
-        return tf.ensure_shape(resized, self.shape)
+        resized = tf.image.resize(image, sides, antialias=True)
+        return tf.saturate_cast(tf.round(resized), tf.uint8)
 
     def decode(self, encoded):
         """JPEG, PNG, BMP or the first frame of a GIF (string scalar) to what `fit` returns."""

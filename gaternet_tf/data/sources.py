@@ -1,6 +1,7 @@
 """Opens a dataset by name. Every dataset is a TFDS dataset."""
 
 import dataclasses
+import pathlib
 import sys
 import threading
 import urllib.error
@@ -11,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from gaternet_tf.data.augmentation import Augmentation
+from gaternet_tf.data.defaults import Defaults, defaults_of
 from gaternet_tf.data.digits import Digits
 from gaternet_tf.data.folder import Folder
 from gaternet_tf.data.idx import Idx
@@ -20,19 +21,6 @@ from gaternet_tf.errors import UserError
 
 REACH_SECONDS = 5
 
-# Per-channel mean and standard deviation that the literature uses; others are measured.
-STATISTICS = {
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-}
-CIFAR_AUGMENTATION = Augmentation(padding=4, flip=True)
-AUGMENTATIONS = {
-    "cifar10": CIFAR_AUGMENTATION,
-    "cifar100": CIFAR_AUGMENTATION,
-    "digits": Augmentation(padding=1),
-    "fashion_mnist": Augmentation(padding=2, flip=True),
-    "mnist": Augmentation(padding=2),
-    "svhn_cropped": Augmentation(padding=4),
-}
 IDX = "idx:"
 FOLDER = "folder:"
 
@@ -51,7 +39,7 @@ class Dataset:
     test_split: str
     image_shape: tuple[int | None, int | None, int]
     labels: tuple[str, ...]
-    augmentation: Augmentation
+    defaults: Defaults
     builder: tfds.core.DatasetBuilder = dataclasses.field(repr=False)
     held_out: np.ndarray | None = dataclasses.field(default=None, repr=False)
 
@@ -69,43 +57,52 @@ class Dataset:
         """Number of examples in a split."""
         return self.builder.info.splits[split].num_examples
 
+    @property
+    def bytes_per_file(self) -> int:
+        """Size of a training picture as it is stored, on average."""
+        split = self.builder.info.splits[self.train_split]
+        return split.num_bytes // max(1, split.num_examples)
+
     def examples(self, split: str):
         """`tf.data` of (uint8 image [h, w, c], int64 label), in stored order."""
-        return self._read(split)
+        return self.files(split).map(
+            self.decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        )
 
-    def training_examples(self):
-        """The examples that train, in stored order."""
+    def files(self, split: str):
+        """`tf.data` of (encoded picture, int64 label), in stored order, for `decode`."""
+        return self._files(split)
+
+    def training_files(self):
+        """The files that train, in stored order."""
         held_out = self.held_out
-        return self._read(self.train_split, None if held_out is None else ~held_out)
+        return self._files(self.train_split, None if held_out is None else ~held_out)
 
-    def validation_examples(self):
-        """The examples held out of training, in stored order."""
+    def validation_files(self):
+        """The files held out of training, in stored order."""
         if self.held_out is None:
-            return self._read(self.train_split).take(0)
-        return self._read(self.train_split, self.held_out)
+            return self._files(self.train_split).take(0)
+        return self._files(self.train_split, self.held_out)
 
-    def _read(self, split, wanted=None):
-        """The examples of a split, or those whose entry in `wanted` is true."""
-        feature = self.builder.info.features["image"]
-        # Colour pictures as exported models decode them; TFDS' decoder rounds JPEGs otherwise.
-        own = feature.shape[-1] == 3 and feature.np_dtype == np.uint8
-        shape = feature.shape
+    def _files(self, split, wanted=None):
+        """The files of a split, or those whose entry in `wanted` is true."""
         decoders = tfds.decode.PartialDecoding(
             {"image": True, "label": True}, decoders={"image": tfds.decode.SkipDecoding()}
         )
         data = self.builder.as_dataset(split=split, decoders=decoders, shuffle_files=False)
         if wanted is not None:
-            # Before the pictures are decoded, which is what takes the time.
             mask = tf.constant(wanted)
             data = data.enumerate().filter(lambda index, _: mask[index])
             data = data.map(lambda _, example: example)
+        return data.map(lambda example: (example["image"], example["label"]))
 
-        def decode(example):
-            encoded = example["image"]
-            image = decode_rgb(encoded) if own else feature.decode_example(encoded)
-            return tf.ensure_shape(image, shape), example["label"]
-
-        return data.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    def decode(self, file, label):
+        """(encoded picture, label) of `files` to (uint8 [height, width, channels], label)."""
+        feature = self.builder.info.features["image"]
+        # Colour pictures as exported models decode them; TFDS' decoder rounds JPEGs otherwise.
+        own = feature.shape[-1] == 3 and feature.np_dtype == np.uint8
+        image = decode_rgb(file) if own else feature.decode_example(file)
+        return tf.ensure_shape(image, feature.shape), label
 
     def labels_of(self, split: str) -> np.ndarray:
         """int64 labels of a split, in stored order; no picture is decoded."""
@@ -161,7 +158,8 @@ def open_dataset(
             f"a dataset must have an 'image' and a class 'label'; '{name}' has {list(features)}. "
             "Choose an image classification set with --dataset."
         )
-    test_split = "test" if "test" in splits else "validation"
+    defaults = defaults_of(name)
+    test_split = defaults.test_split or ("test" if "test" in splits else "validation")
     if missing := [split for split in ("train", test_split) if split not in splits]:
         raise UserError(
             f"a dataset must have the splits 'train' and 'test' (or 'validation'); '{name}' has "
@@ -175,7 +173,7 @@ def open_dataset(
         test_split=test_split,
         image_shape=tuple(image.shape),
         labels=tuple(label.names),
-        augmentation=AUGMENTATIONS.get(name, Augmentation()),
+        defaults=defaults,
         builder=builder,
     )
 
@@ -212,10 +210,8 @@ def _prepare(builder, name, download):
         tfds.disable_progress_bar()
         print(f"dataset {name}: made from {origin} in {directory}", flush=True)
     elif builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-        raise UserError(
-            f"dataset '{name}' is not in {directory} and has to be prepared by hand:\n"
-            f"{builder.MANUAL_DOWNLOAD_INSTRUCTIONS.strip()}\n{help_text}"
-        )
+        _require_manual_files(builder, name, help_text)
+        print(f"dataset {name}: made from your files in {directory} (hours)", flush=True)
     elif not download:
         raise UserError(
             f"dataset '{name}' is not in {directory}, and --nodownload forbids to fetch it. "
@@ -232,6 +228,25 @@ def _prepare(builder, name, download):
         size = tfds.core.utils.Size(sum(info.size for info in builder.url_infos.values()))
         print(f"dataset {name}: downloading {size} to {directory}", flush=True)
     builder.download_and_prepare()
+
+
+def _require_manual_files(builder, name, help_text):
+    """Raises `UserError` unless the files are there that the user alone can fetch."""
+    directory = pathlib.Path(builder.data_dir_root) / "downloads" / "manual"
+    wanted = defaults_of(name).manual_files
+    problems = []
+    for file, size in wanted:
+        path = directory / file
+        found = path.stat().st_size if path.is_file() else None
+        if found != size:
+            state = "is not there" if found is None else f"has {found:,}"
+            problems.append(f"\n  {path} must have {size:,} bytes and {state}")
+    if problems or not (wanted or directory.is_dir()):
+        raise UserError(
+            f"dataset '{name}' is not in {builder.data_dir} and has to be fetched by hand into "
+            f"{directory}:\n{builder.MANUAL_DOWNLOAD_INSTRUCTIONS.strip()}{''.join(problems)}\n"
+            f"Archives stay as they are, not unpacked. {help_text}"
+        )
 
 
 def _unreachable(url):

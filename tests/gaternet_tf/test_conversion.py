@@ -96,9 +96,9 @@ def test_random_weights_of_ours_agree_in_their_network(pictures, tmp_path):
             for part, values in state_dicts(model).items()
         }
     )
-    from gaternet_tf.data import STATISTICS, Preprocessing
+    from gaternet_tf.data import Preprocessing, defaults_of
 
-    normalize = Preprocessing(32, 32, 3, *STATISTICS["cifar10"]).normalize
+    normalize = Preprocessing(32, 32, 3, *defaults_of("cifar10").statistics).normalize
     outputs = model(normalize(pictures), training=False)
     ours = np.asarray(outputs["logits"]), np.asarray(outputs["gates"])
     assert_agree(ours, other(pictures))

@@ -45,3 +45,22 @@ def test_the_seed_decides():
 
 def test_none_is_the_identity():
     np.testing.assert_array_equal(Augmentation()(tf.constant(IMAGES), [0, 0]), IMAGES)
+
+
+def test_a_cut_is_a_part_of_the_picture_within_the_recipes_bounds():
+    # Every pixel holds its own place, so a cut says where it came from.
+    height, width = 60, 90
+    places = np.stack(np.mgrid[:height, :width], axis=-1).astype(np.uint8)
+    cuts = [Augmentation(resized_crop=True).cut(places, (0, n)).numpy() for n in range(300)]
+    for cut in cuts:
+        top, left = cut[0, 0]
+        rows, columns = cut.shape[:2]
+        np.testing.assert_array_equal(cut, places[top : top + rows, left : left + columns])
+        # A pixel of rounding at each side.
+        assert 0.08 * height * width <= (rows + 1) * (columns + 1)
+        assert (columns - 1) / (rows + 1) <= 4 / 3
+        assert (columns + 1) / (rows - 1) >= 3 / 4
+    areas = np.array([cut.shape[0] * cut.shape[1] for cut in cuts]) / (height * width)
+    assert areas.min() < 0.15
+    assert areas.max() > 0.7
+    assert len({cut.tobytes() for cut in cuts}) > 290

@@ -27,7 +27,10 @@ def pixels(batches):
 
 def test_every_image_trains_or_validates(digits):
     held = hold_out(digits, 0.1, seed=0)
-    training, validation = rows(held.training_examples()), rows(held.validation_examples())
+    training, validation = (
+        rows(held.training_files().map(held.decode)),
+        rows(held.validation_files().map(held.decode)),
+    )
     assert (len(training), len(validation)) == (held.training_images, held.validation_images)
     assert sorted(training + validation) == rows(digits.examples("train"))
 
@@ -61,16 +64,16 @@ def test_batches_are_of_the_right_part(digits):
     held = hold_out(digits, 0.1, seed=0)
     batches = list(validation_batches(held, RAW, 100))
     assert sum(len(labels) for _, labels in batches) == held.validation_images == 143
-    assert pixels(batches) == rows(held.validation_examples())
+    assert pixels(batches) == rows(held.validation_files().map(held.decode))
     train = training_batches(held, RAW, Augmentation(), 32, range(1), 0)
     # No two of scikit-learn's digits are alike to the last pixel.
-    assert not set(pixels(train)) & set(rows(held.validation_examples()))
+    assert not set(pixels(train)) & set(rows(held.validation_files().map(held.decode)))
 
 
 def test_no_validation_holds_nothing_out(digits):
     none = hold_out(digits, 0.0, seed=0)
     assert (none.training_images, none.validation_images) == (1437, 0)
-    assert list(none.validation_examples()) == []
+    assert list(none.validation_files()) == []
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])

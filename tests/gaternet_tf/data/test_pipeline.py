@@ -85,7 +85,7 @@ def test_evaluation_sees_every_test_image_once_in_order(digits):
 
 def test_channel_statistics_equal_numpys(digits):
     images = np.stack([image.numpy() for image, _ in digits.examples("train")]) / 255
-    mean, std = channel_statistics(digits, (8, 8, 1))
+    mean, std = channel_statistics(digits, RAW)
     np.testing.assert_allclose((*mean, *std), (images.mean(), images.std()), atol=5e-5)
 
 

@@ -96,7 +96,9 @@ def test_an_unreachable_publisher_is_named_with_the_flags_that_help(monkeypatch,
 
 
 def test_a_set_to_be_fetched_by_hand_says_how(tmp_path):
-    with pytest.raises(UserError, match=r"imagenet2012.*by hand(?s:.*)--data_dir"):
+    with pytest.raises(
+        UserError, match=r"imagenet2012.*by hand(?s:.*)147,897,477,120(?s:.*)--data_dir"
+    ):
         open_dataset("imagenet2012", str(tmp_path))
 
 
