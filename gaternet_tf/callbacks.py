@@ -1,7 +1,9 @@
 """What happens beside the training steps: names, log lines, checkpoints, the alarm."""
 
 import math
+import pathlib
 import time
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -177,8 +179,16 @@ class Checkpoints(keras.callbacks.Callback):
     which a signal handler may call, saves in the middle of its epoch and raises `Stopped`.
     """
 
-    def __init__(self, run: RunDirectory, model: keras.Model, best: BestWeights | None = None):
+    def __init__(
+        self,
+        run: RunDirectory,
+        model: keras.Model,
+        best: BestWeights | None = None,
+        agree: Callable[[bool], bool] = bool,
+    ):
+        """Args: `agree` says whether any machine is to stop, from whether this one is."""
         super().__init__()
+        self.agree = agree
         self.epochs_done = tf.Variable(0, dtype=tf.int64)
         self.steps_done = tf.Variable(0, dtype=tf.int64)
         self.stopping = False
@@ -205,8 +215,8 @@ class Checkpoints(keras.callbacks.Callback):
         )
         self.manager = tf.train.CheckpointManager(checkpoint, run.checkpoints, max_to_keep=2)
 
-    def restore(self, previous: bool = False) -> tuple[int, int]:
-        """Restores the latest checkpoint, if any, or the one before it.
+    def restore(self, directory: pathlib.Path, previous: bool = False) -> tuple[int, int]:
+        """Restores the latest checkpoint in `directory`, if any, or the one before it.
 
         Returns:
           (epochs, steps): how many whole epochs are done, and how many steps of the next one.
@@ -214,10 +224,11 @@ class Checkpoints(keras.callbacks.Callback):
         Raises:
           UserError: for a damaged checkpoint, or none before the latest.
         """
-        found = self.manager.checkpoints
+        state = tf.train.get_checkpoint_state(directory)
+        found = list(state.all_model_checkpoint_paths) if state else []
         if previous and len(found) < 2:
             raise UserError(
-                f"--previous_checkpoint needs two checkpoints, and {self.manager.directory} has "
+                f"--previous_checkpoint needs two checkpoints, and {directory} has "
                 f"{len(found)}; leave it out or start anew in another --workdir"
             )
         if found:
@@ -240,7 +251,7 @@ class Checkpoints(keras.callbacks.Callback):
         self.epoch = epoch
 
     def on_train_batch_end(self, batch, logs=None):
-        if self.stopping:
+        if self.agree(self.stopping):
             self._save(self.epoch, self.first_step + batch + 1)
             raise Stopped(
                 f"saved after step {batch + 1 + self.first_step} of epoch {self.epoch + 1}"

@@ -4,13 +4,13 @@ import dataclasses
 
 import numpy as np
 
+from gaternet_tf.distribution import STRATEGIES
 from gaternet_tf.errors import UserError
 from gaternet_tf.models import NO_GATER, resnet_spec
 from gaternet_tf.models.resnet_cifar import ATTENTION, WIDTH, resnet_gate_map
 from gaternet_tf.recipe import OPTIMIZERS, SCHEDULES
 
 SELECTIONS = ("best", "last")
-STRATEGIES = ("auto", "none", "mirrored")
 DTYPE_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
@@ -114,6 +114,11 @@ class TrainingConfig:
             raise UserError(
                 f"--attention={self.attention} takes the place of the gates and needs "
                 f"--gater=none, got --gater={self.gater}"
+            )
+        if self.strategy == "multi_worker" and (self.jit_compile or self.steps_per_execution > 1):
+            raise UserError(
+                "--strategy=multi_worker runs one step at a time, uncompiled; leave out "
+                "--jit_compile and --steps_per_execution"
             )
         resnet_gate_map(resnet_spec(self.backbone, self.width), self.gated_convs)
         if self.gater != NO_GATER:

@@ -63,7 +63,7 @@ def checkpoint_to_run(
     )
     load_state_dicts(model, parts)
     run = RunDirectory(output)
-    preprocessing = Preprocessing(*IMAGE_SHAPE, *defaults_of(DATASET).statistics)
+    preprocessing = Preprocessing(*IMAGE_SHAPE, *(defaults_of(DATASET).statistics or ()))
     run.write_document(dataclasses.asdict(config), DESCRIPTION, preprocessing)
     save_model(model, run)
     run.write_result(

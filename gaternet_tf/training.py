@@ -2,12 +2,13 @@
 
 import contextlib
 import dataclasses
-import functools
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
+from typing import Any
 
 import keras
 import numpy as np
@@ -33,6 +34,14 @@ from gaternet_tf.data import (
     open_dataset,
     training_batches,
     validation_batches,
+)
+from gaternet_tf.distribution import (
+    agree_on,
+    check_batch_size,
+    choose_strategy,
+    fit_on_workers,
+    other_machines_may_fail,
+    worker_of,
 )
 from gaternet_tf.errors import UserError
 from gaternet_tf.evaluation import Evaluator, describe
@@ -83,7 +92,24 @@ def train(
         tf.config.experimental.enable_op_determinism()
     strategy = choose_strategy(config.strategy)
     check_batch_size(config.batch_size, strategy.num_replicas_in_sync)
-    run = prepare_run(workdir, recorded)
+    worker, workers = worker_of(strategy)
+    with contextlib.ExitStack() as stack:
+        if workers > 1:
+            stack.enter_context(other_machines_may_fail())
+        if worker == 0:
+            run = prepare_run(workdir, recorded)
+        else:
+            # The first worker writes the run; the others write theirs where nobody looks.
+            run = RunDirectory(stack.enter_context(tempfile.TemporaryDirectory()))
+        return train_on(strategy, config, run, workdir, previous_checkpoint, started)
+
+
+def train_on(strategy, config, run, workdir, previous_checkpoint, started) -> dict:
+    """`train` once it is clear on which devices and where to write.
+
+    `workdir` holds the checkpoints to resume from; `run` is it, but for workers after the first.
+    """
+    worker, workers = worker_of(strategy)
     dataset = open_dataset(config.dataset, config.data_dir, config.download, config.skip_unreadable)
     dataset = hold_out(dataset, validation_share(config, dataset), config.seed)
     steps = dataset.training_images // config.batch_size
@@ -95,7 +121,7 @@ def train(
     steps = min(steps, config.steps_per_epoch or steps)
     preprocessing = choose_preprocessing(config, dataset)
     if not run.config_file.exists():
-        run.write_document(settings, dataset.describe(), preprocessing)
+        run.write_document(dataclasses.asdict(config), dataset.describe(), preprocessing)
 
     keras.mixed_precision.set_dtype_policy(config.dtype_policy)
     with strategy.scope():
@@ -103,20 +129,22 @@ def train(
     selecting = config.select == "best" and dataset.validation_images > 0
     best = BestWeights(model) if selecting else None
     with strategy.scope():
-        checkpoints = Checkpoints(run, model, best)
-        first_epoch, first_step = checkpoints.restore(previous_checkpoint)
+        agree = agree_on(strategy) if workers > 1 else bool
+        checkpoints = Checkpoints(run, model, best, agree)
+        resumed_from = RunDirectory(workdir).checkpoints
+        first_epoch, first_step = checkpoints.restore(resumed_from, previous_checkpoint)
     run.truncate_metrics(first_epoch)
     announce(config, dataset, model, strategy, run, first_epoch, first_step)
 
     evaluator = Evaluator(model)
-    on_terminal = sys.stdout.isatty()
+    on_terminal = sys.stdout.isatty() and worker == 0
     callbacks = [
         ReadableNames(),
         StopOnNonFinite(),
         *sparsity_warm_up(config, model, steps),
         *validation_callbacks(dataset, preprocessing, evaluator),
         *([best] if best else []),
-        EpochLog(run, config.epochs, print_lines=not on_terminal),
+        EpochLog(run, config.epochs, print_lines=not on_terminal and worker == 0),
         *tensorboard_callbacks(run),
         checkpoints,
     ]
@@ -133,14 +161,21 @@ def train(
             config.seed,
             steps,
             done,
+            worker,
+            workers,
         )
+        batches = with_targets(batches, model)
+        verbose = 1 if on_terminal else 0
+        if workers > 1:
+            fit_on_workers(model, strategy, batches, epochs, steps - done, callbacks, verbose)
+            return
         model.fit(
-            with_targets(batches, model),
+            batches,
             epochs=epochs.stop,
             initial_epoch=epochs.start,
             steps_per_epoch=steps - done,
             shuffle=False,
-            verbose=1 if on_terminal else 0,
+            verbose=verbose,
             callbacks=callbacks,
         )
 
@@ -187,35 +222,6 @@ def stopping_at_sigterm(checkpoints: Checkpoints):
         signal.signal(signal.SIGTERM, before)
 
 
-def choose_strategy(name: str) -> tf.distribute.Strategy:
-    """One device, or all GPUs (two or more); `mirrored` also takes logical CPU devices."""
-    devices = tf.config.list_logical_devices("GPU")
-    if name == "mirrored" and not devices:
-        devices = tf.config.list_logical_devices("CPU")
-    if name == "mirrored" or (name == "auto" and len(devices) > 1):
-        return mirrored_strategy(tuple(device.name for device in devices))
-    return tf.distribute.get_strategy()
-
-
-@functools.cache
-def mirrored_strategy(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
-    """The process' one MirroredStrategy on these devices.
-
-    A second one numbers its collective operations from the start again, and TensorFlow then takes
-    them for those of the first: "shape mismatch in the collective instance".
-    """
-    return tf.distribute.MirroredStrategy(devices)
-
-
-def check_batch_size(batch_size: int, replicas: int) -> None:
-    """Raises `UserError` unless every replica gets the same number of images, one at least."""
-    if batch_size % replicas:
-        raise UserError(
-            f"--batch_size is the global batch and must be a multiple of the {replicas} replicas, "
-            f"got {batch_size}; take {max(1, batch_size // replicas) * replicas}"
-        )
-
-
 def validation_share(config: TrainingConfig, dataset: Dataset) -> float:
     """`--validation`, or by the size of the set."""
     if config.validation is not None:
@@ -251,7 +257,7 @@ def choose_preprocessing(config: TrainingConfig, dataset: Dataset) -> Preprocess
 
 def choose_augmentation(config: TrainingConfig, dataset: Dataset) -> Augmentation:
     """The dataset's own augmentation, with what the settings change of it."""
-    asked = {
+    asked: dict[str, Any] = {
         "padding": config.crop_padding,
         "flip": config.flip,
         "resized_crop": config.resized_crop,

@@ -103,8 +103,9 @@ flags.DEFINE_integer("seed", 0, "Seed of weights, gate noise, order and crops.",
 flags.DEFINE_enum(
     "strategy",
     "auto",
-    ["auto", "none", "mirrored"],
-    "Devices: all GPUs if there are several, one, or a replica on every GPU or logical CPU.",
+    ["auto", "none", "mirrored", "multi_worker"],
+    "Devices: all GPUs if there are several, one, a replica on every GPU or logical CPU, or the "
+    "same on every machine of the environment variable TF_CONFIG.",
 )
 flags.DEFINE_integer(
     "logical_cpus", 1, "Splits the CPU in so many devices, to try --strategy=mirrored.", 1

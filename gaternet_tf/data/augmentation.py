@@ -43,31 +43,37 @@ class Augmentation:
         )
         return tf.ensure_shape(tf.slice(image, begin, size), [None, None, image.shape[-1]])
 
-    def __call__(self, images, seed):
+    def __call__(self, images, seed, start=0, whole=None):
         """Augments a batch, each image by its own draw.
 
         Args:
           images: any dtype [batch, height, width, channels].
           seed: integer [2]; the same seed gives the same crops and flips.
+          start: where in a larger batch of `whole` images these begin; the draws are then those
+            that they would have got there.
+          whole: size of that batch; None: these are all.
 
         Returns:
           Images of the same shape and dtype.
         """
+        count = tf.shape(images)[0]
+        whole = count if whole is None else whole
         crop_seed, flip_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
         if self.padding:
-            images = self._crop(images, crop_seed)
+            most = 2 * self.padding + 1
+            offsets = tf.random.stateless_uniform(
+                [2, whole, 1], crop_seed, maxval=most, dtype=tf.int32
+            )
+            images = self._crop(images, offsets[:, start : start + count])
         if self.flip:
-            heads = tf.random.stateless_uniform([tf.shape(images)[0], 1, 1, 1], flip_seed) < 0.5
-            images = tf.where(heads, tf.reverse(images, axis=[2]), images)
+            heads = tf.random.stateless_uniform([whole, 1, 1, 1], flip_seed) < 0.5
+            images = tf.where(heads[start : start + count], tf.reverse(images, axis=[2]), images)
         return images
 
-    def _crop(self, images, seed):
-        batch, height, width = tf.unstack(tf.shape(images)[:3])
+    def _crop(self, images, offsets):
+        height, width = tf.unstack(tf.shape(images)[1:3])
         pad = self.padding
         padded = tf.pad(images, [[0, 0], [pad, pad], [pad, pad], [0, 0]])
-        offsets = tf.random.stateless_uniform(
-            [2, batch, 1], seed, maxval=2 * pad + 1, dtype=tf.int32
-        )
         cropped = tf.gather(padded, offsets[0] + tf.range(height), axis=1, batch_dims=1)
         cropped = tf.gather(cropped, offsets[1] + tf.range(width), axis=2, batch_dims=1)
         return tf.ensure_shape(cropped, images.shape)

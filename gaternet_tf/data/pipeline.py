@@ -26,6 +26,8 @@ def training_batches(
     seed: int,
     steps_per_epoch: int | None = None,
     first_step: int = 0,
+    worker: int = 0,
+    workers: int = 1,
 ):
     """Batches of the training split for each of `epochs`, one epoch after the other.
 
@@ -39,8 +41,12 @@ def training_batches(
     they are scaled, the files are shuffled and then decoded, as many at a time as SHUFFLE_BYTES
     holds.
 
+    Where several machines train, each gets its part of every batch: `worker` of `workers`. All
+    parts together are the batch that a single machine would get.
+
     Returns:
-      `tf.data` of (float32 [batch_size, height, width, channels], int64 [batch_size]).
+      `tf.data` of (float32 [batch_size / workers, height, width, channels], int64 [batch_size /
+      workers]).
     """
     images = dataset.training_images
     picture_bytes = math.prod(preprocessing.shape)
@@ -54,6 +60,7 @@ def training_batches(
             examples = examples.cache()
     shuffled = min(images, SHUFFLE_BYTES // max(1, picture_bytes))
     base_seed = derive_seed(seed, "data")
+    part = batch_size // workers
 
     def picture(seed, file, label):
         image, label = dataset.decode(file, label)
@@ -69,17 +76,22 @@ def training_batches(
         order_seed = tf.random.stateless_uniform([], epoch_seed, None, None, tf.int64)
         data = examples.shuffle(shuffled, seed=order_seed, reshuffle_each_iteration=False)
         start = tf.where(epoch == epochs.start, tf.constant(first_step, tf.int64), 0)
-        data = data.skip(start * batch_size)
-        if not early:
+        data = data.skip(start * batch_size).take((images // batch_size - start) * batch_size)
+        places = data.enumerate(start * batch_size)
+        if workers > 1:
+            places = places.filter(lambda place, _: place % batch_size // part == worker)
+        if early:
+            data = places.map(lambda _, example: example)
+        else:
             cut_seed = tf.random.experimental.stateless_split(epoch_seed, 2)[1]
-            data = data.enumerate(start * batch_size).map(
+            data = places.map(
                 lambda place, example: picture(
                     tf.random.experimental.stateless_fold_in(cut_seed, place), *example
                 ),
                 num_parallel_calls=tf.data.AUTOTUNE,
                 deterministic=True,
             )
-        data = data.batch(batch_size, drop_remainder=True)
+        data = data.batch(part, drop_remainder=True)
         if steps_per_epoch is not None:
             data = data.take(steps_per_epoch - start)
         return data.enumerate(start).map(
@@ -90,7 +102,8 @@ def training_batches(
         )
 
     def augment(batch_seed, batch, labels):
-        return preprocessing.normalize(augmentation(batch, batch_seed)), labels
+        batch = augmentation(batch, batch_seed, worker * part, batch_size)
+        return preprocessing.normalize(batch), labels
 
     data = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(one_epoch)
     data = data.map(augment, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

@@ -13,14 +13,13 @@ from helpers import small_config
 from gaternet_tf import UserError, build_gaternet
 from gaternet_tf.callbacks import EpochLog, StopOnNonFinite
 from gaternet_tf.data import evaluation_batches
+from gaternet_tf.distribution import check_batch_size, choose_strategy
 from gaternet_tf.evaluation import evaluate
 from gaternet_tf.recipe import compile_model, set_weight_decay, with_targets
 from gaternet_tf.runs import open_run
 from gaternet_tf.training import (
     TrainingConfig,
     build_and_compile,
-    check_batch_size,
-    choose_strategy,
     train,
 )
 

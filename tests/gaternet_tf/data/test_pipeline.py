@@ -93,3 +93,29 @@ def test_pictures_of_another_size_are_fitted(digits):
     larger = Preprocessing(12, 10, 3, (0.0,) * 3, (1.0,) * 3)
     images, _ = next(iter(evaluation_batches(digits, larger, 4)))
     assert images.shape == (4, 12, 10, 3)
+
+
+@pytest.mark.parametrize("resized_crop", [False, True])
+def test_the_parts_of_several_machines_are_the_batches_of_one(digits, resized_crop):
+    augmentation = Augmentation(padding=1, flip=True, resized_crop=resized_crop)
+
+    def batches(**part):
+        data = training_batches(digits, RAW, augmentation, 128, range(3, 4), 0, **part)
+        return list(data.as_numpy_iterator())
+
+    halves = [batches(worker=worker, workers=2) for worker in range(2)]
+    assert len(halves[0]) == STEPS
+    for whole, first, second in zip(batches(), *halves, strict=True):
+        for index in range(2):
+            joined = np.concatenate([first[index], second[index]])
+            np.testing.assert_array_equal(joined, whole[index])
+
+
+def test_a_part_of_an_epoch_goes_on_where_it_was_left(digits):
+    data = [
+        training_batches(digits, RAW, Augmentation(padding=1), 128, range(2, 4), 0, **start)
+        for start in ({}, {"first_step": 7})
+    ]
+    whole, rest = (np.stack([images for images, _ in batches]) for batches in data)
+    assert len(whole) == 2 * STEPS
+    np.testing.assert_array_equal(whole[7:], rest)
