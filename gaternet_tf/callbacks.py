@@ -104,6 +104,8 @@ class Validation(keras.callbacks.Callback):
         for key, value in result.items():
             if key not in ("images", "gates", "macs"):
                 logs[f"val_{key}"] = value
+        for kind in ("always_on", "always_off", "input_dependent") if "gates" in result else ():
+            logs[f"val_share_{kind}"] = result[f"gates_{kind}"] / result["gates"]
 
 
 def collapse(result: dict) -> str | None:

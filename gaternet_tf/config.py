@@ -115,6 +115,11 @@ class TrainingConfig:
                 f"--attention={self.attention} takes the place of the gates and needs "
                 f"--gater=none, got --gater={self.gater}"
             )
+        if self.deterministic and self.jit_compile:
+            raise UserError(
+                "--deterministic cannot be kept with --jit_compile: XLA chooses algorithms by "
+                "their speed and has no deterministic form of some operations; leave one out"
+            )
         if self.strategy == "multi_worker" and (self.jit_compile or self.steps_per_execution > 1):
             raise UserError(
                 "--strategy=multi_worker runs one step at a time, uncompiled; leave out "

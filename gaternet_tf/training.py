@@ -94,6 +94,8 @@ def train(
     check_batch_size(config.batch_size, strategy.num_replicas_in_sync)
     worker, workers = worker_of(strategy)
     with contextlib.ExitStack() as stack:
+        if config.deterministic:
+            stack.enter_context(refusing_what_is_not_deterministic())
         if workers > 1:
             stack.enter_context(other_machines_may_fail())
         if worker == 0:
@@ -207,6 +209,18 @@ def train_on(strategy, config, run, workdir, previous_checkpoint, started) -> di
     save_pictures(dataset, preprocessing, run)
     run.write_result(result)
     return result
+
+
+@contextlib.contextmanager
+def refusing_what_is_not_deterministic():
+    """Turns TensorFlow's word that it has no deterministic form of an operation into ours."""
+    try:
+        yield
+    except tf.errors.UnimplementedError as error:
+        raise UserError(
+            "--deterministic cannot be kept with these settings on this machine: "
+            f"{error.message.splitlines()[0]}; leave it out or change them"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -9,14 +9,21 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import small_config
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gaternet_tf import UserError, build_gaternet
-from gaternet_tf.callbacks import EpochLog, StopOnNonFinite
-from gaternet_tf.data import evaluation_batches
+from gaternet_tf.callbacks import (
+    BestWeights,
+    Checkpoints,
+    EpochLog,
+    StopOnNonFinite,
+    Validation,
+)
+from gaternet_tf.data import evaluation_batches, hold_out, validation_batches
 from gaternet_tf.distribution import check_batch_size, choose_strategy
 from gaternet_tf.evaluation import evaluate
 from gaternet_tf.recipe import compile_model, set_weight_decay, with_targets
-from gaternet_tf.runs import open_run
+from gaternet_tf.runs import RunDirectory, open_run
 from gaternet_tf.training import (
     TrainingConfig,
     build_and_compile,
@@ -165,7 +172,6 @@ def test_a_run_directory_has_everything_a_reader_needs(trained, digits):
     assert [record["epoch"] for record in records] == [1, 2, 3]
     wanted = {"loss", "task_loss", "sparsity_loss", "accuracy", "gate_rate", "learning_rate"}
     assert wanted <= records[0].keys()
-    assert list(trained.tensorboard.rglob("events.out.tfevents.*"))
     pictures = sorted(trained.pictures.glob("*/*.png"), key=lambda path: path.name)
     first_labels = [str(int(label)) for _, label in digits.examples("test").take(10)]
     assert [path.parent.name for path in pictures] == first_labels
@@ -180,6 +186,76 @@ def test_the_result_is_that_of_the_saved_model(trained, digits):
     assert result["test_loss"] == pytest.approx(again["loss"], rel=1e-5)
     for key in ("gate_rate", "gates_always_on", "gates_input_dependent", "gates_on_max"):
         assert result[key] == pytest.approx(again[key])
+
+
+def tensorboard_values(run):
+    """The last value of every tag, those of validation prefixed with "val_"."""
+    values = {}
+    for directory in run.tensorboard.iterdir():
+        prefix = "val_" if directory.name == "validation" else ""
+        events = EventAccumulator(str(directory), size_guidance={"tensors": 0}).Reload()
+        for tag in events.Tags()["tensors"]:
+            proto = events.Tensors(tag)[-1].tensor_proto
+            values[prefix + tag.removeprefix("epoch_")] = float(tf.make_ndarray(proto))
+    return values
+
+
+def test_tensorboard_has_the_parts_of_the_loss_and_what_the_gates_do(trained):
+    record = list(trained.metrics())[-1]
+    shown = tensorboard_values(trained)
+    keys = ["loss", "task_loss", "sparsity_loss", "accuracy", "learning_rate", "gate_rate"]
+    keys += ["val_accuracy", "val_gate_rate"]
+    keys += [f"val_gate_rate_stage{stage}" for stage in (1, 2, 3)]
+    keys += [f"val_share_{kind}" for kind in ("always_on", "always_off", "input_dependent")]
+    for key in keys:
+        assert shown[key] == pytest.approx(record[key], rel=1e-4, abs=1e-6), key
+    assert sum(shown[key] for key in keys[-3:]) == pytest.approx(1)
+
+
+def test_the_run_ends_with_the_best_epochs_weights(trained, digits):
+    accuracies = [record["val_accuracy"] for record in trained.metrics()]
+    best = max(range(3), key=lambda epoch: (accuracies[epoch], epoch))
+    assert trained.result["selected_epoch"] == best + 1
+    held_out = hold_out(digits, 0.1, seed=0)
+    batches = validation_batches(held_out, trained.preprocessing, 100)
+    assert evaluate(trained.load_model(), batches)["accuracy"] == accuracies[best]
+
+
+def test_the_best_epoch_is_known_after_a_restart(tmp_path):
+    def parts():
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+        best = BestWeights(model)
+        best.set_model(model)
+        checkpoints = Checkpoints(RunDirectory(tmp_path), model, best)
+        checkpoints.set_model(model)
+        return model, best, checkpoints
+
+    def epochs(model, best, checkpoints, numbers, accuracies):
+        for number, accuracy in zip(numbers, accuracies, strict=True):
+            model.set_weights([np.full_like(weight, number) for weight in model.get_weights()])
+            model.optimizer.iterations.assign_add(1)
+            best.on_epoch_end(number, {"val_accuracy": accuracy})
+            checkpoints.on_epoch_end(number)
+
+    epochs(*parts(), range(4), [0.5, 0.7, 0.7, 0.6])
+    model, best, checkpoints = parts()
+    assert checkpoints.restore(tmp_path / "checkpoints") == (4, 0)
+    epochs(model, best, checkpoints, [4], [0.65])
+    assert best.put_back(model) == 3
+    assert all((weight == 2).all() for weight in model.get_weights())
+
+
+def test_the_last_epochs_weights_if_asked_for(data_dir, tmp_path, monkeypatch):
+    # Accuracies that only fall would select the first epoch.
+    falling = iter([0.9, 0.5])
+    monkeypatch.setattr(
+        Validation,
+        "on_epoch_end",
+        lambda self, epoch, logs: logs.update(val_accuracy=next(falling)),
+    )
+    config = small_config(data_dir, epochs=2, steps_per_epoch=1, gater="none", select="last")
+    assert train(config, tmp_path / "last")["selected_epoch"] == 2
 
 
 class InterruptionError(Exception):
@@ -306,6 +382,11 @@ def test_a_weight_that_is_lost_behind_a_finite_loss_stops_the_run():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"select": "worst"}, "--select must be one of best, last"),
+        ({"gate_bias": float("nan")}, "--gate_bias must be a finite number"),
+        ({"deterministic": True, "jit_compile": True}, "--deterministic cannot be kept"),
+        ({"strategy": "multi_worker", "jit_compile": True}, "--jit_compile"),
+        ({"resize": 7}, "--resize must be 0 or at least the 8 pixels"),
         ({"sparsity": -0.1}, "--sparsity must be 0 or more, got -0.1"),
         ({"sparsity": float("nan")}, "--sparsity must be 0 or more, got nan"),
         ({"learning_rate": 0.0}, "--learning_rate must be above 0"),
