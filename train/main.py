@@ -138,6 +138,9 @@ def main(argv):
         raise app.UsageError(f"train.main takes flags only, got '{argv[1]}'")
     # TensorFlow is imported below, so that --help and a bad flag are answered at once.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # TensorFlow uses oneDNN by itself only on CPUs with AVX-512; with AVX2 alone a training step
+    # takes 1.4 times as long without it.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     logging.set_verbosity(logging.ERROR)
     from gaternet_tf.callbacks import Stopped
     from gaternet_tf.errors import UserError

@@ -3,19 +3,7 @@
 import keras
 from keras import ops
 
-BATCH_NORM_MOMENTUM = 0.9
-BATCH_NORM_EPSILON = 1e-5
-"""The values the method's authors used; Keras' own defaults are 0.99 and 1e-3."""
-
-
-def batch_normalization(synchronized=False, **kwargs):
-    """Batch normalisation over the last axis with this project's momentum and epsilon."""
-    return keras.layers.BatchNormalization(
-        momentum=BATCH_NORM_MOMENTUM,
-        epsilon=BATCH_NORM_EPSILON,
-        synchronized=synchronized,
-        **kwargs,
-    )
+from gaternet_tf.layers.batch_normalization import batch_normalization
 
 
 @keras.saving.register_keras_serializable(package="gaternet_tf")

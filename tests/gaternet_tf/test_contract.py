@@ -19,6 +19,7 @@ LAYERS = {
         {"filters": 3, "kernel_size": 3, "strides": 2, "activation": "relu", "seed": 1},
         (6, 6, 2),
     ),
+    layers.BatchNormalization: ({"momentum": 0.8, "epsilon": 1e-4}, (4, 6, 3)),
     layers.GateSplit: ({"segments": SEGMENTS}, (3,)),
     layers.SqueezeExcite: ({"ratio": 2, "seed": 4}, (6, 6, 4)),
 }
