@@ -1,58 +1,190 @@
 """Exports a finished run as a version of a servable model."""
 
+import dataclasses
 import os
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
-from export.publish import choose_version, published
+from export.frozen import FrozenNetwork
+from export.manifest import is_export, write_manifest
+from export.publish import choose_version, published, remove_old_versions
 from export.signatures import write_saved_model
+from export.specializing import MODES, SpecializedNetwork, agreement, calibrate
+from export.verification import problems_of
 from export.warmup import FILE_NAME, write_warmup
+from gaternet_tf.data import evaluation_batches, open_dataset
 from gaternet_tf.errors import UserError
 from gaternet_tf.models import gate_map
-from gaternet_tf.runs import RunDirectory, git_commit, open_run, package_versions, write_json
+from gaternet_tf.runs import RunDirectory, open_run
 
-MANIFEST = "gaternet.json"
+OPTIMIZE = ("auto", "none", "fold", "specialize")
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
+BATCH = 250
 
 
-def export_run(
-    workdir: str | os.PathLike, output_dir: str | os.PathLike, version: int | None = None
-) -> pathlib.Path:
-    """Exports the run in `workdir` to `output_dir/version`.
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """All settings of an export; `export.main`'s flags have the same names and say what each is."""
 
-    Args:
-      workdir: a finished run.
-      output_dir: the model's directory; its name is the model's name.
-      version: number of the version, or None for one above the highest present.
+    workdir: str
+    output_dir: str
+    version: int | None = None
+    optimize: str = "auto"
+    specialize_mode: str = "exact"
+    calibration_split: str = "train"
+    data_dir: str | None = None
+    warmup_images: str | None = None
+    keep: int | None = None
+
+    def check(self) -> None:
+        """Raises `UserError` for a setting that cannot work."""
+        choices = {"optimize": OPTIMIZE, "specialize_mode": MODES}
+        for name, legal in choices.items():
+            if (value := getattr(self, name)) not in legal:
+                raise UserError(f"--{name} must be one of {', '.join(legal)}, got '{value}'")
+        if self.keep is not None and self.keep < 1:
+            raise UserError(f"--keep must be 1 or more, got {self.keep}")
+
+
+def export_run(config: ExportConfig) -> pathlib.Path:
+    """Exports the run in `config.workdir` to `config.output_dir/VERSION`, verified.
 
     Returns:
       The version's directory.
 
     Raises:
-      UserError: for a run that cannot be exported, or a place where it cannot go.
+      UserError: for a run that cannot be exported, a place where it cannot go, or an export that
+        does not pass `export.verification`.
     """
-    run = open_run(workdir)
+    config.check()
+    run = open_run(config.workdir)
     # Made absolute without following links: the last part is the model's name.
-    base = pathlib.Path(os.path.abspath(output_dir))
-    version = choose_version(base, version)
+    base = pathlib.Path(os.path.abspath(config.output_dir))
+    choose_version(base, config.version)
+    pictures = warmup_pictures(run, config.warmup_images)
     model = run.load_model()
     check_finite(model)
-    preprocessing = run.preprocessing
-    with published(base, version) as directory:
-        write_saved_model(model, preprocessing, run.labels, str(directory))
-        extra = directory / "assets.extra"
-        extra.mkdir()
-        write_warmup(extra / FILE_NAME, warmup_pictures(run), preprocessing, base.name)
-        write_json(extra / MANIFEST, manifest(run, model, base.name, version))
-    return pathlib.Path(output_dir) / str(version)
+    network, how = optimized(model, run, config)
+    try:
+        with published(base, config.version) as staged:
+            directory = staged.directory
+            write_saved_model(network, run.preprocessing, run.labels, str(directory))
+            extra = directory / "assets.extra"
+            extra.mkdir()
+            write_warmup(extra / FILE_NAME, pictures, run.preprocessing, base.name)
+            write_manifest(directory, run, model, base.name, how)
+            if problems := problems_of(directory):
+                raise UserError(
+                    "the export does not pass its own verification, and nothing was published:\n  "
+                    + "\n  ".join(problems)
+                )
+    except (tf.errors.OpError, OSError) as error:
+        raise UserError(
+            f"the export must be written to '{base}', and could not be "
+            f"({str(error).splitlines()[0]}); make room or choose another --output_dir"
+        ) from error
+    if config.keep is not None:
+        removed = remove_old_versions(base, staged.version, config.keep, is_export)
+        if removed:
+            print(f"removed versions {', '.join(map(str, removed))} of {config.output_dir}")
+    return pathlib.Path(config.output_dir) / str(staged.version)
 
 
-def warmup_pictures(run: RunDirectory) -> list[bytes]:
-    """The run's own pictures; for a converted run, which has none, a grey one."""
-    pictures = [path.read_bytes() for path in sorted(run.pictures.glob("*/*.png"))]
-    grey = tf.fill(run.preprocessing.shape, tf.constant(128, tf.uint8))
-    return pictures or [tf.io.encode_png(grey).numpy()]
+def optimized(model, run: RunDirectory, config: ExportConfig) -> tuple[Callable, dict]:
+    """The network to export, and how it was made, for the manifest."""
+    choice = config.optimize
+    if choice == "auto":
+        choice = "fold" if model.compute_dtype == "float32" else "none"
+        if choice == "none":
+            print(f"exported as it is, in {model.compute_dtype}: folding computes in float32")
+    how: dict = {"optimize": choice}
+    if choice == "none":
+        return lambda images: model(images, training=False), how
+    if choice == "fold":
+        return shared(FrozenNetwork(model), run), how
+    if not gate_map(model):
+        raise UserError(
+            "--optimize=specialize leaves out gates that never change, and the run in "
+            f"'{run.path}' has none; give --optimize=fold"
+        )
+    data = open_dataset(run.config["dataset"], config.data_dir, download=False)
+    splits = sorted(data.builder.info.splits)
+    if config.calibration_split not in splits:
+        raise UserError(
+            f"--calibration_split must be a split of '{data.name}', one of {', '.join(splits)}; "
+            f"got '{config.calibration_split}'"
+        )
+    batches = evaluation_batches(data, run.preprocessing, BATCH, config.calibration_split)
+    network = SpecializedNetwork(model, calibrate(model, batches), config.specialize_mode)
+    held_out = evaluation_batches(data, run.preprocessing, BATCH)
+    report = {
+        "calibration_split": config.calibration_split,
+        **network.report(),
+        "held_out_split": data.test_split,
+        **agreement(model, network, held_out),
+    }
+    print(describe(report), flush=True)
+    return shared(network, run), {**how, "specialized": report}
+
+
+def shared(network: Callable, run: RunDirectory) -> tf.function:
+    """A function that all signatures call, so that its constants are stored once."""
+    shape = (None, *run.preprocessing.shape)
+    return tf.function(network, input_signature=[tf.TensorSpec(shape, tf.float32)])
+
+
+def describe(report: dict) -> str:
+    """A specialisation's report for a person."""
+    return (
+        f"specialized ({report['mode']}) on {report['calibration_images']} images of "
+        f"'{report['calibration_split']}':\n"
+        f"  gates    {report['gates']}: {report['gates_settled_on']} settled on, "
+        f"{report['gates_settled_off']} settled off, {report['gates_free']} depend on the image\n"
+        f"  removed  {report['filters_removed']} filters, {report['units_removed']} units\n"
+        f"  MACs     {report['macs_before']:,} before, {report['macs_after']:,} after\n"
+        f"  held out {report['held_out_images']} images of '{report['held_out_split']}': "
+        f"{report['images_with_another_gate']} with another gate, "
+        f"{report['images_with_another_prediction']} with another prediction"
+    )
+
+
+def warmup_pictures(run: RunDirectory, given: str | None = None) -> list[bytes]:
+    """Encoded pictures to warm up with: those given, or the run's own.
+
+    Args:
+      run: a finished run, which keeps a few test pictures; a converted run has none, and gets a
+        grey one.
+      given: a directory of pictures, or one picture.
+
+    Raises:
+      UserError: where there is no picture, or one that cannot be decoded.
+    """
+    if given is None:
+        pictures = [path.read_bytes() for path in sorted(run.pictures.glob("*/*.png"))]
+        grey = tf.fill(run.preprocessing.shape, tf.constant(128, tf.uint8))
+        return pictures or [tf.io.encode_png(grey).numpy()]
+    place = pathlib.Path(given)
+    paths = sorted(place.rglob("*")) if place.is_dir() else [place]
+    paths = [path for path in paths if path.suffix.lower() in PICTURES and path.is_file()]
+    if not paths:
+        raise UserError(
+            f"--warmup_images must be a directory with pictures ({', '.join(PICTURES)}) or one, "
+            f"and '{given}' has none"
+        )
+    pictures = []
+    for path in paths[:BATCH]:
+        pictures.append(path.read_bytes())
+        try:
+            run.preprocessing.decode(tf.constant(pictures[-1]))
+        except tf.errors.OpError as error:
+            raise UserError(
+                f"--warmup_images must hold pictures, and '{path}' cannot be decoded "
+                f"({str(error).splitlines()[0]})"
+            ) from error
+    return pictures
 
 
 def check_finite(model) -> None:
@@ -64,25 +196,3 @@ def check_finite(model) -> None:
                 f"the weights of an exported run must be finite, and {variable.path} is not; "
                 "train again with a lower --learning_rate"
             )
-
-
-def manifest(run: RunDirectory, model, name: str, version: int) -> dict:
-    """What a version tells of itself: where it came from and how to read its answers."""
-    document = run.document
-    return {
-        "format": "gaternet-export-1",
-        "model": name,
-        "version": version,
-        "run": {
-            "workdir": str(run.path),
-            "config": document["config"],
-            "git_commit": document["git_commit"],
-            "versions": document["versions"],
-            "result": run.result,
-        },
-        "dataset": {key: document["dataset"][key] for key in ("name", "version")},
-        "labels": run.labels,
-        "preprocessing": document["preprocessing"],
-        "gates": {"count": len(gate_map(model)), "segments": gate_map(model).to_rows()},
-        "export": {"git_commit": git_commit(), "versions": package_versions()},
-    }

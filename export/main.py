@@ -1,7 +1,9 @@
 """Exports a trained run: python -m export.main --workdir=runs/demo --output_dir=models/gaternet"""
 
+import dataclasses
 import os
 import sys
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -14,6 +16,27 @@ flags.DEFINE_string(
 flags.DEFINE_integer(
     "version", None, "Number of the version; default: one above the highest present.", 1
 )
+flags.DEFINE_enum(
+    "optimize",
+    "auto",
+    ["auto", "none", "fold", "specialize"],
+    "'fold' folds batch normalisation into the convolutions; 'specialize' also leaves out gates "
+    "that never change over --calibration_split; 'none' is Keras' graph; 'auto' folds what was "
+    "trained in float32.",
+)
+flags.DEFINE_enum(
+    "specialize_mode",
+    "exact",
+    ["exact", "calibrated"],
+    "'exact' takes the full network for a batch in which a settled gate differs; 'calibrated' "
+    "does not look.",
+)
+flags.DEFINE_string("calibration_split", "train", "Split of the run's dataset to calibrate on.")
+flags.DEFINE_string("data_dir", None, "TFDS directory with the run's dataset, to calibrate.")
+flags.DEFINE_string(
+    "warmup_images", None, "Pictures to warm up with, a directory; default: the run's own."
+)
+flags.DEFINE_integer("keep", None, "Removes the oldest versions beyond so many.", 1)
 
 
 def main(argv):
@@ -22,11 +45,13 @@ def main(argv):
         raise app.UsageError(f"export.main takes flags only, got '{argv[1]}'")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.ERROR)
-    from export.exporting import export_run
+    from export.exporting import ExportConfig, export_run
     from gaternet_tf.errors import UserError
 
     try:
-        directory = export_run(FLAGS.workdir, FLAGS.output_dir, FLAGS.version)
+        names = [field.name for field in dataclasses.fields(ExportConfig)]
+        settings: dict[str, Any] = {name: FLAGS[name].value for name in names}
+        directory = export_run(ExportConfig(**settings))
     except (UserError, OSError) as error:
         print(f"export.main: error: {error}", file=sys.stderr)
         return 1

@@ -1,6 +1,7 @@
 """A version directory that appears whole or not at all."""
 
 import contextlib
+import fcntl
 import os
 import pathlib
 import re
@@ -12,6 +13,8 @@ from gaternet_tf.errors import UserError
 
 MAX_VERSION = 2**63 - 1
 NUMBER = re.compile(r"\s*[+-]?[0-9]+\s*")
+STAGING = ".export-"
+"""How unfinished versions' names begin; a server takes only numbers for versions."""
 
 
 def existing_versions(base: pathlib.Path) -> list[int]:
@@ -32,54 +35,128 @@ def choose_version(base: pathlib.Path, version: int | None) -> int:
     """
     if base.exists() and not base.is_dir():
         raise UserError(f"--output_dir must be a directory, and '{base}' is a file")
+    if NUMBER.fullmatch(base.name):
+        raise UserError(
+            f"--output_dir must be the model's directory, such as models/gaternet, and the name of "
+            f"'{base}' is a version's number; give the directory above it, or another name"
+        )
     present = existing_versions(base)
+    highest = max([0, *present])
     if version is None:
-        return max([0, *present]) + 1
+        if highest == MAX_VERSION:
+            raise UserError(f"'{base}' has version {highest}, the highest number that there is")
+        return highest + 1
     if not 1 <= version <= MAX_VERSION:
         raise UserError(f"--version must be an integer from 1 to {MAX_VERSION}, got {version}")
     if version in present:
         raise UserError(
             f"--version must be new, since a server may be reading an old one, and '{base}' has "
-            f"{version} already; leave --version out to get {max(present) + 1}"
+            f"{version} already; leave --version out to get {highest + 1}"
+        )
+    if version < highest:
+        raise UserError(
+            f"--version must be above {highest}, the highest in '{base}', since a server takes the "
+            f"highest for the newest, got {version}; leave it out to get {highest + 1}"
         )
     return version
 
 
+class Staged:
+    """A version in the making: fill `directory`, and read `version` after it is published."""
+
+    def __init__(self, directory: pathlib.Path):
+        self.directory = directory
+        self.version = 0
+
+
 @contextlib.contextmanager
-def published(base: pathlib.Path, version: int) -> Iterator[pathlib.Path]:
+def published(base: pathlib.Path, version: int | None) -> Iterator[Staged]:
     """Gives a directory to fill; when the block ends well it becomes `base/version`.
 
-    It lies in `base` under a name that servers ignore, so that one rename publishes it. When the
-    block raises, nothing is left behind.
+    It lies in `base`, so in the same file system, under a name that servers ignore, so that one
+    rename publishes it. When the block raises, nothing is left behind; what a killed export left
+    behind is removed by the next. Several exports may run at once: the number is chosen when all
+    is written, None for one above the highest then present.
 
     Raises:
       UserError: when `base` cannot be written, or the version has appeared in the meantime.
     """
-    target = base / str(version)
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-        beside = pathlib.Path(tempfile.mkdtemp(prefix=f".export-{version}-", dir=base))
-    except OSError as error:
-        raise UserError(
-            f"--output_dir must be a directory that can be written, and '{base}' cannot "
-            f"({error.strerror}); choose another or change its permissions"
-        ) from error
-    try:
-        yield beside
-        _make_readable_and_sync(beside)
+    missing = [path for path in (base, *base.parents) if not os.path.exists(path)]
+    with contextlib.ExitStack() as stack:
         try:
-            # Renaming onto an empty directory would succeed, so the check comes first.
-            if target.exists():
-                raise FileExistsError
-            os.rename(beside, target)
+            base.mkdir(parents=True, exist_ok=True)
+            for path in missing:
+                path.chmod(0o755)
+            with _locked(base):
+                _remove_leftovers(base)
+                staged = Staged(pathlib.Path(tempfile.mkdtemp(prefix=STAGING, dir=base)))
+                stack.enter_context(_locked(staged.directory))
         except OSError as error:
             raise UserError(
-                f"version {version} appeared in '{base}' while it was being exported, and is left "
-                "as it is; run the command again"
+                f"--output_dir must be a directory that can be written, and '{base}' cannot "
+                f"({error.strerror}); choose another or change its permissions"
             ) from error
-        _sync(base)
+        try:
+            yield staged
+            _make_readable_and_sync(staged.directory)
+            with _locked(base):
+                staged.version = choose_version(base, version)
+                os.rename(staged.directory, base / str(staged.version))
+                _sync(base)
+        except BaseException:
+            shutil.rmtree(staged.directory, ignore_errors=True)
+            for path in missing:
+                # Only what this export made, and only if it is empty again.
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+            raise
+
+
+def remove_old_versions(base: pathlib.Path, newest: int, keep: int, is_ours) -> list[int]:
+    """Removes versions below `newest` until `keep` are left with it, oldest first.
+
+    Args:
+      base: the model's directory.
+      newest: a version that is known to be good; it and higher ones always stay.
+      keep: how many may stay, 1 or more.
+      is_ours: says of a directory whether it is an export of ours; others stay.
+
+    Returns:
+      The numbers removed.
+    """
+    with _locked(base):
+        older = [
+            number
+            for number in existing_versions(base)
+            if 0 < number < newest and (base / str(number)).is_dir()
+        ]
+        doomed = [number for number in older if is_ours(base / str(number))]
+        doomed = doomed[: max(0, len(older) + 1 - keep)]
+        for number in doomed:
+            # Out of a server's sight first, so that it never sees half a version.
+            hidden = pathlib.Path(tempfile.mkdtemp(prefix=STAGING, dir=base))
+            os.rename(base / str(number), hidden / str(number))
+            shutil.rmtree(hidden, ignore_errors=True)
+    return doomed
+
+
+@contextlib.contextmanager
+def _locked(directory, block=True):
+    """Holds the lock of a directory, which the kernel releases when the process dies."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if block else fcntl.LOCK_NB))
+        yield
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _remove_leftovers(base):
+    """Removes the unfinished versions of exports that were killed."""
+    for path in base.glob(f"{STAGING}*"):
+        # One that is being written is locked.
+        with contextlib.suppress(OSError), _locked(path, block=False):
+            shutil.rmtree(path)
 
 
 def _make_readable_and_sync(directory):

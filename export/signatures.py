@@ -1,5 +1,7 @@
 """The four signatures of an exported model, as functions of one Keras model."""
 
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 
@@ -10,9 +12,12 @@ CLASSIFY = "classify"
 
 
 def write_saved_model(
-    model: keras.Model, preprocessing: Preprocessing, labels: list[str], directory: str
+    network: Callable, preprocessing: Preprocessing, labels: list[str], directory: str
 ) -> None:
     """Writes a SavedModel with the signatures of the export contract to `directory`.
+
+    `network` maps float32 [batch, height, width, channels], normalised, to a dict of `logits`
+    [batch, labels] and `gates` [batch, gates] (absent without gates), as inference computes them.
 
     Every signature preprocesses in the graph and computes gates as `1[g' > 0]`, without noise.
     Only variables that a signature reads are saved; optimizer and random state stay behind.
@@ -28,7 +33,7 @@ def write_saved_model(
     def predict(pictures, present=None):
         # A server does not check shapes, and the network would answer for any height and width.
         pictures = tf.ensure_shape(pictures, images.shape)
-        outputs = model(preprocessing.normalize(pictures), training=False)
+        outputs = network(preprocessing.normalize(pictures))
         probabilities = tf.nn.softmax(tf.cast(outputs["logits"], tf.float32))
         class_ids = tf.argmax(probabilities, axis=-1, output_type=tf.int64)
         names = tf.gather(label_table, class_ids)

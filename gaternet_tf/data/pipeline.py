@@ -110,9 +110,11 @@ def training_batches(
     return data.prefetch(tf.data.AUTOTUNE)
 
 
-def evaluation_batches(dataset: Dataset, preprocessing: Preprocessing, batch_size: int):
-    """Batches of the whole test split in stored order; the last one may be smaller."""
-    pictures = _pictures(dataset, dataset.files(dataset.test_split), preprocessing)
+def evaluation_batches(
+    dataset: Dataset, preprocessing: Preprocessing, batch_size: int, split: str | None = None
+):
+    """Batches of a whole split, the test split, in stored order; the last one may be smaller."""
+    pictures = _pictures(dataset, dataset.files(split or dataset.test_split), preprocessing)
     return _in_order(pictures, preprocessing, batch_size)
 
 

@@ -1,10 +1,15 @@
-"""Loads a SavedModel as a model server does, in a process without TensorFlow's Python.
+"""Loads SavedModels as a model server does, without TensorFlow's Python or any project code.
 
-    python c_session.py LIBRARY_DIR VERSION_DIR JOB.pkl ANSWER.pkl
+    python -I export/c_session.py LIBRARY_DIR JOB.pkl ANSWER.pkl
 
 TensorFlow's C API does what TensorFlow Serving's C++ does: LoadSavedModel with the tags {serve},
-the restore op, the init op, then Session::Run. A job is a list of ([(tensor name, TF_DataType,
-array)], [tensor name]), an answer the list of the arrays; strings are object arrays of bytes.
+the restore op, the init op, then Session::Run. A job is a dict of `directories` (name to version
+directory), `config` (a serialized ConfigProto, or empty), `requests`, a list of (name, feeds,
+fetches) with feeds [(tensor name, TF_DataType, array)] and fetches [tensor name], `warm_up` and
+`rounds`. The requests are run in their order, `warm_up` + `rounds` times. The answer is a dict of
+`load` (name to what was wrong, empty if nothing), `ops` (the serialized OpList of TensorFlow's own
+operations), `outputs` (the first round's arrays, or the error's text, by request) and `seconds`
+(lists of the rounds' times, by request). Strings are object arrays of bytes.
 """
 
 import ctypes
@@ -12,6 +17,7 @@ import math
 import pathlib
 import pickle
 import sys
+import time
 
 import numpy as np
 
@@ -30,13 +36,14 @@ class Output(ctypes.Structure):
 class Session:
     """A loaded SavedModel."""
 
-    def __init__(self, library_dir, version_dir):
-        libraries = pathlib.Path(library_dir)
-        ctypes.CDLL(str(libraries / "libtensorflow_framework.so.2"), ctypes.RTLD_GLOBAL)
-        self.library = ctypes.CDLL(str(libraries / "libtensorflow_cc.so.2"), ctypes.RTLD_GLOBAL)
+    def __init__(self, library, version_dir, config=b""):
+        self.library = library
         self.status = self.call("NewStatus", Pointer)
         self.graph = self.call("NewGraph", Pointer)
         options = self.call("NewSessionOptions", Pointer)
+        if config:
+            size = ctypes.c_size_t(len(config))
+            self.checked("SetConfig", None, options, ctypes.c_char_p(config), size)
         tags = (ctypes.c_char_p * 1)(b"serve")
         path = str(version_dir).encode()
         self.session = self.checked(
@@ -100,21 +107,35 @@ class Session:
         size = self.call("TensorByteSize", ctypes.c_size_t, tensor)
         return np.frombuffer(ctypes.string_at(data, size), TYPES[dtype]).reshape(shape)
 
-    def run(self, feeds, fetches):
-        """Session::Run."""
+    def prepare(self, feeds, fetches):
+        """A function that runs these feeds and returns the fetched arrays."""
         inputs = (Output * len(feeds))(*[self.output(name) for name, _, _ in feeds])
         values = (Pointer * len(feeds))(*[self.tensor(dtype, array) for _, dtype, array in feeds])
         outputs = (Output * len(fetches))(*[self.output(name) for name in fetches])
         results = (Pointer * len(fetches))()
-        self.checked(
-            "SessionRun",
-            None,
-            *(self.session, None),
-            *(inputs, values, len(feeds)),
-            *(outputs, results, len(fetches)),
-            *(None, 0, None),
-        )
-        return [self.array(result) for result in results]
+
+        def run():
+            self.checked(
+                "SessionRun",
+                None,
+                *(self.session, None),
+                *(inputs, values, len(feeds)),
+                *(outputs, results, len(fetches)),
+                *(None, 0, None),
+            )
+            return results
+
+        def fetch():
+            arrays = [self.array(result) for result in run()]
+            self.release(results)
+            return arrays
+
+        return run, fetch
+
+    def release(self, tensors):
+        """Gives the memory of results back."""
+        for tensor in tensors:
+            self.call("DeleteTensor", None, Pointer(tensor))
 
 
 def as_argument(value):
@@ -122,13 +143,68 @@ def as_argument(value):
     return Pointer(value) if isinstance(value, int) and value > 2**31 else value
 
 
-def main(library_dir, version_dir, job, answer):
-    """Runs the job and writes the answer."""
-    session = Session(library_dir, version_dir)
-    requests = pickle.loads(pathlib.Path(job).read_bytes())
-    answers = [session.run(feeds, fetches) for feeds, fetches in requests]
-    assert "tensorflow" not in sys.modules
-    pathlib.Path(answer).write_bytes(pickle.dumps(answers))
+def load_library(directory):
+    """TensorFlow's C API."""
+    libraries = pathlib.Path(directory)
+    ctypes.CDLL(str(libraries / "libtensorflow_framework.so.2"), ctypes.RTLD_GLOBAL)
+    return ctypes.CDLL(str(libraries / "libtensorflow_cc.so.2"), ctypes.RTLD_GLOBAL)
+
+
+class Buffer(ctypes.Structure):
+    """TF_Buffer."""
+
+    _fields_ = [("data", Pointer), ("length", ctypes.c_size_t), ("deallocator", Pointer)]
+
+
+def known_operations(library):
+    """The serialized OpList of the operations that this TensorFlow has."""
+    library.TF_GetAllOpList.restype = ctypes.POINTER(Buffer)
+    buffer = library.TF_GetAllOpList().contents
+    return ctypes.string_at(buffer.data, buffer.length)
+
+
+def answer(library, job):
+    """Runs a job; see the module's docstring."""
+    sessions, load = {}, {}
+    for name, directory in job["directories"].items():
+        try:
+            sessions[name], load[name] = Session(library, directory, job["config"]), ""
+        except RuntimeError as error:
+            load[name] = str(error)
+    calls: list = []
+    outputs: list = []
+    for name, feeds, fetches in job["requests"]:
+        try:
+            if name not in sessions:
+                raise RuntimeError(load[name])
+            run, fetch = sessions[name].prepare(feeds, fetches)
+            outputs.append(fetch())
+            calls.append((sessions[name], run))
+        except RuntimeError as error:
+            outputs.append(str(error))
+            calls.append(None)
+    seconds: list[list[float]] = [[] for _ in calls]
+    for number in range(job["warm_up"] + job["rounds"]):
+        for call, times in zip(calls, seconds, strict=True):
+            if call is not None:
+                session, run = call
+                started = time.perf_counter()
+                results = run()
+                elapsed = time.perf_counter() - started
+                session.release(results)
+                if number >= job["warm_up"]:
+                    times.append(elapsed)
+    operations = known_operations(library)
+    return {"load": load, "ops": operations, "outputs": outputs, "seconds": seconds}
+
+
+def main(library_dir, job, result):
+    """Reads a job, runs it and writes the answer."""
+    given = pickle.loads(pathlib.Path(job).read_bytes())
+    done = answer(load_library(library_dir), given)
+    if "tensorflow" in sys.modules:
+        raise RuntimeError("TensorFlow's Python was imported, and a server has none")
+    pathlib.Path(result).write_bytes(pickle.dumps(done))
 
 
 if __name__ == "__main__":

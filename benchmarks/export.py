@@ -1,0 +1,174 @@
+"""Times exports as a model server runs them: python -m benchmarks.export --backbone=resnet56
+
+Prints a table: Keras' own graph, ours as it is trained, folded, specialized if a run is given, and
+the plain backbone, folded; each at several batch sizes and two thread settings, and with the extra
+[bench] OpenVINO on the same weights. All are loaded through TensorFlow's C++ in one process for
+each thread setting, which takes them in turn, so that a noisy machine is noisy to all of them.
+"""
+
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+import unittest.mock
+from typing import Any
+
+from absl import app, flags, logging
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("backbone", "resnet56", "Network with random weights.")
+flags.DEFINE_string("gater", "resnet20", "Network that gates it.")
+flags.DEFINE_string("workdir", None, "A finished run to take instead; adds specialized exports.")
+flags.DEFINE_string("data_dir", None, "TFDS directory with the run's dataset.")
+flags.DEFINE_multi_integer("batch", [1, 8, 32], "Batch sizes.", lower_bound=1)
+flags.DEFINE_integer("rounds", 30, "Timed calls of each.", lower_bound=1)
+
+THREADS = {"2 intra-op, 2 inter-op": (2, 2), "1 intra-op, 2 inter-op": (1, 2)}
+
+
+def main(argv):
+    """Prints the table."""
+    if len(argv) > 1:
+        raise app.UsageError(f"benchmarks.export takes flags only, got '{argv[1]}'")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.set_verbosity(logging.ERROR)
+    import numpy as np
+    import tensorflow as tf
+
+    from export.served import Request, Served
+    from gaternet_tf.errors import UserError
+
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            exports, shape = write_exports(pathlib.Path(scratch))
+        except UserError as error:
+            print(f"benchmarks.export: error: {error}", file=sys.stderr)
+            return 1
+        rng = np.random.default_rng(0)
+        images = {n: rng.integers(0, 256, (n, *shape)).astype(np.uint8) for n in FLAGS.batch}
+        requests = [
+            Request("serving_default", {"images": images[n]}, name)
+            for n in FLAGS.batch
+            for name in exports
+        ]
+        print("| threads | export | " + " | ".join(f"batch {n}, ms" for n in FLAGS.batch) + " |")
+        print("|---|---|" + "---|" * len(FLAGS.batch))
+        for title, (intra, inter) in THREADS.items():
+            config = tf.compat.v1.ConfigProto(
+                intra_op_parallelism_threads=intra, inter_op_parallelism_threads=inter
+            )
+            answers = Served(exports, config).run(requests, warm_up=5, rounds=FLAGS.rounds)
+            for row, name in enumerate(exports):
+                cells = answers[row :: len(exports)]
+                print(f"| {title} | {name} | " + " | ".join(map(cell, cells)) + " |", flush=True)
+            for row in openvino_row(exports["folded"], images, intra):
+                print(f"| {title} | OpenVINO, folded | {row} |", flush=True)
+    return 0
+
+
+def cell(answer) -> str:
+    """Median and the middle half's ends, in milliseconds."""
+    if answer.error:
+        raise RuntimeError(answer.error)
+    return spread(answer.seconds)
+
+
+def spread(seconds) -> str:
+    """Median (first to third quartile), in milliseconds."""
+    low, middle, high = statistics.quantiles([1000 * value for value in seconds], n=4)
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+
+
+def write_exports(directory: pathlib.Path) -> tuple[dict[str, pathlib.Path], tuple[int, int, int]]:
+    """Exports by name, and the shape of the pictures they take."""
+    import tensorflow as tf
+
+    from export.frozen import FrozenNetwork
+    from export.signatures import write_saved_model
+    from export.specializing import MODES, SpecializedNetwork, calibrate
+    from gaternet_tf import build_gaternet
+    from gaternet_tf.data import Preprocessing, evaluation_batches, open_dataset
+    from gaternet_tf.runs import open_run
+
+    if FLAGS.workdir:
+        run = open_run(FLAGS.workdir)
+        model, preprocessing, labels = run.load_model(), run.preprocessing, run.labels
+        backbone, width = run.config["backbone"], run.config["width"]
+    else:
+        preprocessing = Preprocessing(32, 32, 3, (0.5,) * 3, (0.25,) * 3)
+        labels = [str(number) for number in range(10)]
+        model = build_gaternet(FLAGS.backbone, FLAGS.gater, preprocessing.shape, len(labels))
+        backbone, width = FLAGS.backbone, 16
+    plain = build_gaternet(backbone, "none", preprocessing.shape, len(labels), width=width)
+    keras_own = with_keras_batch_normalization(model)
+    networks: dict[str, Any] = {
+        "Keras' own": lambda images: keras_own(images, training=False),
+        "as trained": lambda images: model(images, training=False),
+        "folded": FrozenNetwork(model),
+        "plain backbone, folded": FrozenNetwork(plain),
+    }
+    if FLAGS.workdir:
+        data = open_dataset(run.config["dataset"], FLAGS.data_dir, download=False)
+        batches = evaluation_batches(data, preprocessing, 250, data.train_split)
+        calibration = calibrate(model, batches)
+        for mode in MODES:
+            networks[f"specialized, {mode}"] = SpecializedNetwork(model, calibration, mode)
+    exports: dict[str, pathlib.Path] = {}
+
+    def export(name, network):
+        exports[name] = directory / str(len(exports))
+        shape = (None, *preprocessing.shape)
+        function = tf.function(network, input_signature=[tf.TensorSpec(shape, tf.float32)])
+        write_saved_model(function, preprocessing, labels, str(exports[name]))
+
+    for name, network in networks.items():
+        export(name, network)
+    return exports, preprocessing.shape
+
+
+def with_keras_batch_normalization(model):
+    """The same network with Keras' batch normalisation in its convolutions."""
+    import keras
+
+    from gaternet_tf.layers import batch_normalization
+
+    def keras_own(synchronized, **kwargs):
+        ours = batch_normalization()
+        constants = {"momentum": ours.momentum, "epsilon": ours.epsilon}
+        return keras.layers.BatchNormalization(**constants, **kwargs)
+
+    with unittest.mock.patch("gaternet_tf.layers.gated_conv.batch_normalization", keras_own):
+        copy = type(model).from_config(model.get_config())
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def openvino_row(version_dir, images, threads):
+    """The cells of OpenVINO's row, one string; nothing where it is not installed."""
+    try:
+        import openvino
+    except ImportError:
+        return
+    core = openvino.Core()
+    network = openvino.convert_model(str(version_dir))
+    compiled = core.compile_model(
+        network, "CPU", {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    )
+    request = compiled.create_infer_request()
+    cells = []
+    for batch in images.values():
+        seconds = []
+        for number in range(5 + FLAGS.rounds):
+            started = time.perf_counter()
+            request.infer([batch])
+            if number >= 5:
+                seconds.append(time.perf_counter() - started)
+        cells.append(spread(seconds))
+    yield " | ".join(cells)
+
+
+if __name__ == "__main__":
+    app.run(main)

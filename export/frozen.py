@@ -1,0 +1,203 @@
+"""A trained model as constants: batch normalisation folded in, and only what inference computes.
+
+TensorFlow runs an operation at a time, and on small pictures most of the time goes into their
+number. Folded, each convolution is one fused operation with its bias and ReLU, weights are
+constants that TensorFlow lays out once, and a network whose gates are partly settled
+(`export.specializing`) leaves out what is never computed.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from gaternet_tf.errors import UserError
+from gaternet_tf.layers import GatedConv2D, GateSplit, SemHash, SqueezeExcite
+
+
+@dataclasses.dataclass(frozen=True)
+class Settled:
+    """Filters whose gates are taken for granted, by gated layer.
+
+    `kept` holds the channels of a layer that are computed, `free` whether each of them still has
+    its gate (the others are always on). A layer that is not named is computed in full.
+    """
+
+    kept: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    free: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Channels:
+    """Some channels of an activation; the others are zero. No value: all are."""
+
+    value: tf.Tensor | None
+    kept: np.ndarray
+    total: int
+
+
+class FrozenNetwork:
+    """Evaluates tensors of a functional GaterNet model, with its weights as constants.
+
+    Only what a wanted tensor needs is put into the graph, so a network whose gates are known does
+    not evaluate its gater, and a residual unit without filters does not evaluate its branch.
+
+    Args:
+      model: what `build_gaternet` builds, trained.
+      settled: filters to leave out, and gates.
+
+    Raises:
+      UserError: for a layer that it does not know, or a model computing in half precision.
+    """
+
+    def __init__(self, model: keras.Model, settled: Settled | None = None):
+        self.model = model
+        self.settled = settled or Settled()
+        self.layer_of = {}
+        for layer in model.layers:
+            if _handler(layer) is None:
+                raise UserError(
+                    f"--optimize=fold knows the layers of build_gaternet, and '{layer.name}' is a "
+                    f"{type(layer).__name__}; give --optimize=none"
+                )
+            if layer.compute_dtype != "float32":
+                raise UserError(
+                    f"--optimize=fold computes in float32, and '{layer.name}' was trained in "
+                    f"{layer.compute_dtype}; give --optimize=none to export it as it was evaluated"
+                )
+            for output in _as_list(layer.output):
+                self.layer_of[id(output)] = layer
+
+    def evaluate(self, wanted: dict, given: list) -> dict:
+        """Builds the graph of some tensors.
+
+        Args:
+          wanted: name to the model's symbolic tensor.
+          given: pairs of (symbolic tensor, its value).
+
+        Returns:
+          Name to value.
+        """
+        values = {id(symbol): value for symbol, value in given}
+
+        def value_of(symbol):
+            if id(symbol) not in values:
+                layer = self.layer_of[id(symbol)]
+                inputs = [value_of(each) for each in _as_list(layer.input)]
+                outputs = _handler(layer)(self.settled, layer, *inputs)
+                for output, value in zip(_as_list(layer.output), _as_list(outputs), strict=True):
+                    values[id(output)] = value
+            return values[id(symbol)]
+
+        return {name: value_of(symbol) for name, symbol in wanted.items()}
+
+    @tf.autograph.experimental.do_not_convert
+    def __call__(self, images) -> dict:
+        """float32 [batch, height, width, channels], normalised, to what the model returns."""
+        return self.evaluate(self.model.output, [(self.model.input, images)])
+
+
+def _handler(layer):
+    """What computes a layer; Keras' own layers may be subclassed."""
+    return next((HANDLERS[cls] for cls in type(layer).__mro__ if cls in HANDLERS), None)
+
+
+def _as_list(value):
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _values(layer) -> list[np.ndarray]:
+    """A layer's weights, float64, also while a graph is being built."""
+    with tf.init_scope():
+        return [np.asarray(weight, np.float64) for weight in layer.get_weights()]
+
+
+def folded(layer: GatedConv2D) -> tuple[np.ndarray, np.ndarray]:
+    """(kernel, bias) of a convolution with its batch normalisation folded in, float32."""
+    normalization = layer.normalization
+    gamma, beta, mean, variance = _values(normalization)
+    scale = gamma / np.sqrt(variance + normalization.epsilon)
+    (kernel,) = _values(layer.convolution)
+    kernel *= scale
+    return kernel.astype(np.float32), (beta - mean * scale).astype(np.float32)
+
+
+def _convolution(settled, layer, inputs, gates=None):
+    kernel, bias = folded(layer)
+    if isinstance(inputs, Channels):
+        if inputs.value is None:
+            raise ValueError(f"the inputs of {layer.name} are all left out")
+        kernel, inputs = kernel[:, :, inputs.kept], inputs.value
+    kept = settled.kept.get(layer.name)
+    if kept is not None:
+        kernel, bias = kernel[..., kept], bias[kept]
+        if not len(kept):
+            return Channels(None, kept, layer.filters)
+    strides = layer.strides
+    if strides > 1:
+        pad = layer.kernel_size // 2
+        inputs = tf.pad(inputs, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    outputs = tf.nn.conv2d(inputs, kernel, strides, "VALID" if strides > 1 else "SAME")
+    outputs = layer.activation(tf.nn.bias_add(outputs, bias))
+    if gates is not None:
+        free = settled.free.get(layer.name)
+        if kept is None:
+            outputs *= gates
+        elif free.all():
+            outputs *= tf.gather(gates, kept, axis=3)
+        elif free.any():
+            on = tf.constant(~free, tf.float32)
+            outputs *= tf.maximum(tf.gather(gates, kept, axis=3), on)
+    return outputs if kept is None else Channels(outputs, kept, layer.filters)
+
+
+def _add(settled, layer, residual, shortcut):
+    if not isinstance(residual, Channels):
+        return residual + shortcut
+    if residual.value is None:
+        return shortcut
+    # Spreads the channels out again: a 1x1 convolution is the fastest way that TensorFlow has.
+    spread = np.zeros((1, 1, len(residual.kept), residual.total), np.float32)
+    spread[0, 0, np.arange(len(residual.kept)), residual.kept] = 1.0
+    return tf.nn.conv2d(residual.value, spread, 1, "SAME") + shortcut
+
+
+def _dense(settled, layer, inputs):
+    kernel, bias = _values(layer)
+    outputs = tf.matmul(inputs, kernel.astype(np.float32))
+    return tf.nn.bias_add(outputs, bias.astype(np.float32))
+
+
+def _normalization(settled, layer, inputs):
+    gamma, beta, mean, variance = _values(layer)
+    scale = gamma / np.sqrt(variance + layer.epsilon)
+    return inputs * scale.astype(np.float32) + (beta - mean * scale).astype(np.float32)
+
+
+def _squeeze_excite(settled, layer, inputs):
+    hidden = tf.nn.relu(_dense(settled, layer.squeeze, tf.reduce_mean(inputs, (1, 2))))
+    return inputs * tf.sigmoid(_dense(settled, layer.excite, hidden))[:, None, None, :]
+
+
+def _split(settled, layer, gates):
+    # One reshape for all, to what multiplies a picture's channels.
+    sizes = [segment["channels"] for segment in layer.segments]
+    return tf.split(gates[:, None, None, :], sizes, axis=3)
+
+
+HANDLERS: dict[type, Callable] = {
+    keras.layers.InputLayer: lambda settled, layer: None,
+    GatedConv2D: _convolution,
+    GateSplit: _split,
+    SemHash: lambda settled, layer, inputs: tf.cast(inputs > 0, tf.float32),
+    SqueezeExcite: _squeeze_excite,
+    keras.layers.Dense: _dense,
+    keras.layers.BatchNormalization: _normalization,
+    keras.layers.Add: _add,
+    keras.layers.ReLU: lambda settled, layer, inputs: tf.nn.relu(inputs),
+    keras.layers.GlobalAveragePooling2D: lambda settled, layer, inputs: tf.reduce_mean(
+        inputs, (1, 2)
+    ),
+}

@@ -1,0 +1,210 @@
+"""Gates that never change are settled: their filters are left out, or lose their gate.
+
+What is settled is measured on a calibration split. On other pictures a settled gate may still
+change: the `exact` network notices and takes the full one for that batch, the `calibrated` one
+does not.
+"""
+
+import dataclasses
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from export.frozen import FrozenNetwork, Settled
+from gaternet_tf.layers import GateSplit, SemHash
+from gaternet_tf.macs import layer_macs
+from gaternet_tf.models import gate_map
+
+MODES = ("exact", "calibrated")
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """bool [gates] each: those that were on, and off, for every image of a split."""
+
+    always_on: np.ndarray
+    always_off: np.ndarray
+    images: int
+
+    @property
+    def free(self) -> np.ndarray:
+        """Bool [gates]: those that depended on the image."""
+        return ~(self.always_on | self.always_off)
+
+
+def calibrate(model: keras.Model, batches) -> Calibration:
+    """Which gates never change over batches of (normalised images, labels)."""
+    gates_of = tf.function(lambda images: model(images, training=False)["gates"] > 0)
+    on_for = np.zeros(len(gate_map(model)), np.int64)
+    images = 0
+    for batch, _ in batches:
+        on = gates_of(batch).numpy()
+        on_for += on.sum(axis=0)
+        images += len(on)
+    return Calibration(on_for == images, on_for == 0, images)
+
+
+def settle(model: keras.Model, calibration: Calibration) -> Settled:
+    """The filters of each gated layer that are computed, and which of them keep their gate.
+
+    A convolution that another one reads keeps one filter at least, with its gate: a convolution
+    of nothing would not know its size.
+    """
+    kept, free = {}, {}
+    start = 0
+    segments = gate_map(model).segments
+    last = {(segment.stage, segment.unit): segment.convolution for segment in segments}
+    for segment in segments:
+        part = slice(start, start + segment.channels)
+        start += segment.channels
+        channels = np.flatnonzero(~calibration.always_off[part])
+        is_free = calibration.free[part]
+        if not len(channels) and segment.convolution != last[segment.stage, segment.unit]:
+            channels, is_free = np.array([0]), np.ones(segment.channels, bool)
+        kept[segment.name] = channels
+        free[segment.name] = is_free[channels]
+    return Settled(kept, free)
+
+
+class SpecializedNetwork:
+    """A network without what a calibration has settled, as constants.
+
+    Args:
+      model: what `build_gaternet` builds, trained.
+      calibration: of that model.
+      mode: "exact" or "calibrated".
+    """
+
+    def __init__(self, model: keras.Model, calibration: Calibration, mode: str):
+        self.model = model
+        self.calibration = calibration
+        self.mode = mode
+        self.full = FrozenNetwork(model)
+        self.settled = settle(model, calibration)
+        self.short = FrozenNetwork(model, self.settled)
+        (split,) = (layer for layer in model.layers if isinstance(layer, GateSplit))
+        (semhash,) = (layer for layer in model.layers if isinstance(layer, SemHash))
+        self.gates_symbol = split.input
+        self.head = next(layer for layer in model.layers if layer.output is semhash.input)
+
+    @tf.autograph.experimental.do_not_convert
+    def __call__(self, images) -> dict:
+        """float32 [batch, height, width, channels], normalised, to `logits` and `gates`."""
+        if self.mode == "exact":
+            return self._exact(images)
+        gates = self._calibrated_gates(images)
+        return {"logits": self._logits(self.short, images, gates), "gates": gates}
+
+    def _logits(self, network, images, gates):
+        wanted = {"logits": self.model.output["logits"]}
+        given = [(self.model.input, images), (self.gates_symbol, gates)]
+        return network.evaluate(wanted, given)["logits"]
+
+    def _exact(self, images):
+        wanted = {"gates": self.gates_symbol}
+        gates = self.full.evaluate(wanted, [(self.model.input, images)])["gates"]
+        places = np.flatnonzero(~self.calibration.free)
+        expected = self.calibration.always_on[places].astype(np.float32)
+        agree = tf.reduce_all(tf.gather(gates, places, axis=1) == expected)
+        logits = tf.cond(
+            agree,
+            lambda: self._logits(self.short, images, gates),
+            lambda: self._logits(self.full, images, gates),
+        )
+        return {"logits": logits, "gates": gates}
+
+    def _calibrated_gates(self, images):
+        """All gates; FC2 computes only those that are not settled."""
+        free = np.flatnonzero(self.calibration.free)
+        batch = tf.shape(images)[0]
+        settled = tf.constant(np.stack([self.calibration.always_off, self.calibration.always_on]))
+        constants = tf.cast(settled[1], tf.float32)
+        if not len(free):
+            return tf.tile(constants[None, :], [batch, 1])
+        with tf.init_scope():
+            kernel, bias = (np.asarray(weight) for weight in self.head.get_weights())
+        wanted = {"inputs": self.head.input}
+        inputs = self.full.evaluate(wanted, [(self.model.input, images)])["inputs"]
+        chosen = tf.nn.bias_add(tf.matmul(inputs, kernel[:, free]), bias[free])
+        chosen = tf.cast(chosen > 0, tf.float32)
+        # Every gate's place among the chosen ones, or behind them: one that is off, one that is on.
+        places = np.where(self.calibration.always_on, len(free) + 1, len(free))
+        places[free] = np.arange(len(free))
+        ends = tf.tile(tf.constant([[0.0, 1.0]]), [batch, 1])
+        return tf.gather(tf.concat([chosen, ends], axis=1), places, axis=1)
+
+    def macs(self) -> int:
+        """Multiply-accumulates of an image whose settled gates agree.
+
+        Counted as in `gaternet_tf.macs`, and the 1x1 convolutions that spread filters out again.
+        """
+        by_layer = dict(layer_macs(self.model))
+        calibration, kept = self.calibration, self.settled.kept
+        if self.mode == "calibrated":
+            free = int(calibration.free.sum())
+            by_layer[self.head.name] = by_layer[self.head.name] * free // len(calibration.free)
+            if not free:
+                by_layer = {k: v for k, v in by_layer.items() if not k.startswith("gater_")}
+        for name, channels in kept.items():
+            layer = self.model.get_layer(name)
+            before = by_layer[name]
+            by_layer[name] = before * len(channels) // layer.filters
+            unit, _, number = name.rpartition("_conv")
+            followed = f"{unit}_conv{int(number) + 1}"
+            if followed in by_layer:
+                by_layer[followed] = by_layer[followed] * len(channels) // layer.filters
+            elif not len(channels):
+                for other in [each for each in by_layer if each.startswith(f"{unit}_conv")]:
+                    by_layer[other] = 0
+            elif len(channels) < layer.filters:
+                _, height, width, _ = layer.output.shape
+                by_layer[f"{name}_spread"] = height * width * len(channels) * layer.filters
+        return sum(by_layer.values())
+
+    def report(self) -> dict:
+        """What was settled and what that saves, JSON-ready."""
+        calibration, kept = self.calibration, self.settled.kept
+        gates = len(calibration.free)
+        segments = gate_map(self.model).segments
+        removed_units = sum(
+            1
+            for segment in segments
+            if f"{segment.name[:-1]}{segment.convolution + 1}" not in kept
+            and not len(kept[segment.name])
+        )
+        return {
+            "mode": self.mode,
+            "calibration_images": calibration.images,
+            "gates": gates,
+            "gates_settled_on": int(calibration.always_on.sum()),
+            "gates_settled_off": int(calibration.always_off.sum()),
+            "gates_free": int(calibration.free.sum()),
+            "filters_removed": sum(s.channels - len(kept[s.name]) for s in segments),
+            "units_removed": removed_units,
+            "macs_before": sum(layer_macs(self.model).values()),
+            "macs_after": self.macs(),
+        }
+
+
+def agreement(model: keras.Model, network, batches) -> dict:
+    """On how many images a network's gates and predictions are those of the full model."""
+
+    @tf.function
+    def compare(images):
+        full, other = model(images, training=False), network(images)
+        same_gates = tf.reduce_all((full["gates"] > 0) == (other["gates"] > 0), axis=1)
+        classes = [tf.argmax(each["logits"], axis=1) for each in (full, other)]
+        return same_gates, classes[0] == classes[1]
+
+    images = gates = predictions = 0
+    for batch, _ in batches:
+        same_gates, same_class = compare(batch)
+        images += len(same_gates)
+        gates += int(np.sum(~same_gates.numpy()))
+        predictions += int(np.sum(~same_class.numpy()))
+    return {
+        "held_out_images": images,
+        "images_with_another_gate": gates,
+        "images_with_another_prediction": predictions,
+    }
