@@ -29,8 +29,8 @@ BATCH = 250
 class ExportConfig:
     """All settings of an export; `export.main`'s flags have the same names and say what each is."""
 
-    workdir: str
-    output_dir: str
+    workdir: str | os.PathLike
+    output_dir: str | os.PathLike
     version: int | None = None
     optimize: str = "auto"
     specialize_mode: str = "exact"

@@ -56,6 +56,8 @@ class FrozenNetwork:
         self.model = model
         self.settled = settled or Settled()
         self.layer_of = {}
+        # Read before any graph is built: TensorFlow would note the variables as the graph's own.
+        self.weights = {layer.name: _weights(layer) for layer in model.layers}
         for layer in model.layers:
             if _handler(layer) is None:
                 raise UserError(
@@ -85,8 +87,12 @@ class FrozenNetwork:
         def value_of(symbol):
             if id(symbol) not in values:
                 layer = self.layer_of[id(symbol)]
-                inputs = [value_of(each) for each in _as_list(layer.input)]
-                outputs = _handler(layer)(self.settled, layer, *inputs)
+                kept = self.settled.kept.get(layer.name)
+                if kept is not None and not len(kept):
+                    outputs = Channels(None, kept, layer.filters)
+                else:
+                    inputs = [value_of(each) for each in _as_list(layer.input)]
+                    outputs = _handler(layer)(self, layer, *inputs)
                 for output, value in zip(_as_list(layer.output), _as_list(outputs), strict=True):
                     values[id(output)] = value
             return values[id(symbol)]
@@ -108,52 +114,52 @@ def _as_list(value):
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _values(layer) -> list[np.ndarray]:
-    """A layer's weights, float64, also while a graph is being built."""
-    with tf.init_scope():
-        return [np.asarray(weight, np.float64) for weight in layer.get_weights()]
+def _weights(layer) -> list[np.ndarray]:
+    """A layer's weights; of a convolution its kernel and bias, normalisation folded in."""
+    weights = [np.asarray(weight, np.float64) for weight in layer.get_weights()]
+    if isinstance(layer, GatedConv2D):
+        kernel, *moments = weights
+        scale, offset = _affine(moments, layer.normalization.epsilon)
+        weights = [kernel * scale, offset]
+    elif isinstance(layer, keras.layers.BatchNormalization):
+        weights = list(_affine(weights, layer.epsilon))
+    return [weight.astype(np.float32) for weight in weights]
 
 
-def folded(layer: GatedConv2D) -> tuple[np.ndarray, np.ndarray]:
-    """(kernel, bias) of a convolution with its batch normalisation folded in, float32."""
-    normalization = layer.normalization
-    gamma, beta, mean, variance = _values(normalization)
-    scale = gamma / np.sqrt(variance + normalization.epsilon)
-    (kernel,) = _values(layer.convolution)
-    kernel *= scale
-    return kernel.astype(np.float32), (beta - mean * scale).astype(np.float32)
+def _affine(weights, epsilon):
+    """(scale, offset) that a batch normalisation is in inference."""
+    gamma, beta, mean, variance = weights
+    scale = gamma / np.sqrt(variance + epsilon)
+    return scale, beta - mean * scale
 
 
-def _convolution(settled, layer, inputs, gates=None):
-    kernel, bias = folded(layer)
+def _convolution(network, layer, inputs, gates=None):
+    settled = network.settled
+    kernel, bias = network.weights[layer.name]
     if isinstance(inputs, Channels):
         if inputs.value is None:
             raise ValueError(f"the inputs of {layer.name} are all left out")
         kernel, inputs = kernel[:, :, inputs.kept], inputs.value
     kept = settled.kept.get(layer.name)
-    if kept is not None:
+    partial = kept is not None and len(kept) < layer.filters
+    if partial:
         kernel, bias = kernel[..., kept], bias[kept]
-        if not len(kept):
-            return Channels(None, kept, layer.filters)
     strides = layer.strides
     if strides > 1:
         pad = layer.kernel_size // 2
         inputs = tf.pad(inputs, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     outputs = tf.nn.conv2d(inputs, kernel, strides, "VALID" if strides > 1 else "SAME")
     outputs = layer.activation(tf.nn.bias_add(outputs, bias))
-    if gates is not None:
-        free = settled.free.get(layer.name)
-        if kept is None:
-            outputs *= gates
-        elif free.all():
-            outputs *= tf.gather(gates, kept, axis=3)
-        elif free.any():
-            on = tf.constant(~free, tf.float32)
-            outputs *= tf.maximum(tf.gather(gates, kept, axis=3), on)
-    return outputs if kept is None else Channels(outputs, kept, layer.filters)
+    free = settled.free.get(layer.name, np.ones(1, bool))
+    if gates is not None and free.any():
+        gates = tf.gather(gates, kept, axis=3) if partial else gates
+        if not free.all():
+            gates = tf.maximum(gates, tf.constant(~free, tf.float32))
+        outputs *= gates
+    return Channels(outputs, kept, layer.filters) if partial else outputs
 
 
-def _add(settled, layer, residual, shortcut):
+def _add(network, layer, residual, shortcut):
     if not isinstance(residual, Channels):
         return residual + shortcut
     if residual.value is None:
@@ -164,40 +170,40 @@ def _add(settled, layer, residual, shortcut):
     return tf.nn.conv2d(residual.value, spread, 1, "SAME") + shortcut
 
 
-def _dense(settled, layer, inputs):
-    kernel, bias = _values(layer)
-    outputs = tf.matmul(inputs, kernel.astype(np.float32))
-    return tf.nn.bias_add(outputs, bias.astype(np.float32))
+def _dense(network, layer, inputs):
+    kernel, bias = network.weights[layer.name]
+    return tf.nn.bias_add(tf.matmul(inputs, kernel), bias)
 
 
-def _normalization(settled, layer, inputs):
-    gamma, beta, mean, variance = _values(layer)
-    scale = gamma / np.sqrt(variance + layer.epsilon)
-    return inputs * scale.astype(np.float32) + (beta - mean * scale).astype(np.float32)
+def _normalization(network, layer, inputs):
+    scale, offset = network.weights[layer.name]
+    return inputs * scale + offset
 
 
-def _squeeze_excite(settled, layer, inputs):
-    hidden = tf.nn.relu(_dense(settled, layer.squeeze, tf.reduce_mean(inputs, (1, 2))))
-    return inputs * tf.sigmoid(_dense(settled, layer.excite, hidden))[:, None, None, :]
+def _squeeze_excite(network, layer, inputs):
+    kernel, bias, excite_kernel, excite_bias = network.weights[layer.name]
+    hidden = tf.nn.relu(tf.nn.bias_add(tf.matmul(tf.reduce_mean(inputs, (1, 2)), kernel), bias))
+    scale = tf.sigmoid(tf.nn.bias_add(tf.matmul(hidden, excite_kernel), excite_bias))
+    return inputs * scale[:, None, None, :]
 
 
-def _split(settled, layer, gates):
+def _split(network, layer, gates):
     # One reshape for all, to what multiplies a picture's channels.
     sizes = [segment["channels"] for segment in layer.segments]
     return tf.split(gates[:, None, None, :], sizes, axis=3)
 
 
 HANDLERS: dict[type, Callable] = {
-    keras.layers.InputLayer: lambda settled, layer: None,
+    keras.layers.InputLayer: lambda network, layer: None,
     GatedConv2D: _convolution,
     GateSplit: _split,
-    SemHash: lambda settled, layer, inputs: tf.cast(inputs > 0, tf.float32),
+    SemHash: lambda network, layer, inputs: tf.cast(inputs > 0, tf.float32),
     SqueezeExcite: _squeeze_excite,
     keras.layers.Dense: _dense,
     keras.layers.BatchNormalization: _normalization,
     keras.layers.Add: _add,
-    keras.layers.ReLU: lambda settled, layer, inputs: tf.nn.relu(inputs),
-    keras.layers.GlobalAveragePooling2D: lambda settled, layer, inputs: tf.reduce_mean(
+    keras.layers.ReLU: lambda network, layer, inputs: tf.nn.relu(inputs),
+    keras.layers.GlobalAveragePooling2D: lambda network, layer, inputs: tf.reduce_mean(
         inputs, (1, 2)
     ),
 }

@@ -122,8 +122,7 @@ class SpecializedNetwork:
         constants = tf.cast(settled[1], tf.float32)
         if not len(free):
             return tf.tile(constants[None, :], [batch, 1])
-        with tf.init_scope():
-            kernel, bias = (np.asarray(weight) for weight in self.head.get_weights())
+        kernel, bias = self.full.weights[self.head.name]
         wanted = {"inputs": self.head.input}
         inputs = self.full.evaluate(wanted, [(self.model.input, images)])["inputs"]
         chosen = tf.nn.bias_add(tf.matmul(inputs, kernel[:, free]), bias[free])

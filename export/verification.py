@@ -48,7 +48,9 @@ def problems_of(version_dir: pathlib.Path) -> list[str]:
     try:
         served = Served(version_dir)
         records = read_warm_up(version_dir / "assets.extra" / FILE_NAME)
-    except (ValueError, OSError, tf.errors.OpError) as error:
+    except tf.errors.OpError as error:
+        return [*problems, f"the warm-up file: {error.message.rpartition('}} ')[2]}"]
+    except (ValueError, OSError) as error:
         return [*problems, str(error)]
     contract = _broken_contract(served.signatures(), manifest)
     problems += contract

@@ -56,10 +56,10 @@ def trained(tmp_path_factory, data_dir):
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory, trained):
     """The model directory of `trained` with its version 1."""
-    from export.exporting import export_run
+    from export.exporting import ExportConfig, export_run
 
     output_dir = tmp_path_factory.mktemp("models") / "gaternet"
-    export_run(trained.path, output_dir, 1)
+    export_run(ExportConfig(trained.path, output_dir))
     return output_dir
 
 

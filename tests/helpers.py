@@ -25,8 +25,11 @@ class Finished:
             assert word in self.err + self.out, (word, self.out, self.err)
 
 
-def run_module(module, *arguments, cwd, timeout=300) -> Finished:
-    """Runs `python -m module arguments` in another directory, as a user would."""
+def run_module(module, *arguments, cwd, timeout=300, prepare=None) -> Finished:
+    """Runs `python -m module arguments` in another directory, as a user would.
+
+    `prepare` is called in the new process before, for limits and the like.
+    """
     done = subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],
         cwd=cwd,
@@ -34,6 +37,7 @@ def run_module(module, *arguments, cwd, timeout=300) -> Finished:
         capture_output=True,
         text=True,
         timeout=timeout,
+        preexec_fn=prepare,
     )
     return Finished(done.returncode, done.stdout, done.stderr)
 

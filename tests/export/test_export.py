@@ -1,22 +1,19 @@
 """The export contract, on a really trained run and loaded as a model server loads it."""
 
+import hashlib
 import json
-import pathlib
-import pickle
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow.core.protobuf import saved_model_pb2
-from tensorflow_serving.apis import prediction_log_pb2
 
-from export.exporting import export_run
+from export.exporting import ExportConfig, export_run
+from export.manifest import read_manifest
+from export.served import Request, Served
+from export.verification import read_warm_up
 from gaternet_tf import UserError, gate_map
 
-C_SESSION = pathlib.Path(__file__).with_name("c_session.py")
 SIGNATURES = {
     "serving_default": ("predict", ["images"], ["class_ids", "labels", "probabilities"]),
     "image_bytes": ("predict", ["image_bytes"], ["class_ids", "labels", "probabilities"]),
@@ -36,46 +33,30 @@ TYPES = {
 }
 
 
-class AsServed:
-    """An export behind TensorFlow's C API, in a process without TensorFlow's Python."""
+class AsServed(Served):
+    """An export behind TensorFlow's C API, asked by (signature, {input: array})."""
 
-    def __init__(self, version_dir, scratch):
-        self.version_dir = version_dir
-        self.scratch = scratch
-        saved = saved_model_pb2.SavedModel.FromString((version_dir / "saved_model.pb").read_bytes())
-        (self.meta_graph,) = saved.meta_graphs
-        self.signatures = self.meta_graph.signature_def
+    def ask(self, *requests):
+        """Returns a dict of arrays for each; raises what the server would answer."""
+        answers = self.run([Request(*request) for request in requests])
+        for answer in answers:
+            if answer.error:
+                raise RuntimeError(answer.error)
+        return [answer.outputs for answer in answers]
 
-    def run(self, *requests):
-        """Runs (signature, {input: array}) each; returns a dict of arrays each.
 
-        Raises:
-          RuntimeError: with the server's message, when a request fails.
-        """
-        job, names = [], []
-        for signature, inputs in requests:
-            info = self.signatures[signature]
-            feeds = [
-                (info.inputs[key].name, info.inputs[key].dtype, value)
-                for key, value in inputs.items()
-            ]
-            names.append(sorted(info.outputs))
-            job.append((feeds, [info.outputs[name].name for name in names[-1]]))
-        (self.scratch / "job").write_bytes(pickle.dumps(job))
-        libraries = pathlib.Path(tf.__file__).parent
-        arguments = [libraries, self.version_dir, self.scratch / "job", self.scratch / "answer"]
-        done = subprocess.run(
-            [sys.executable, C_SESSION, *arguments], capture_output=True, text=True, timeout=300
-        )
-        if done.returncode:
-            raise RuntimeError(done.stderr)
-        answers = pickle.loads((self.scratch / "answer").read_bytes())
-        return [dict(zip(*pair, strict=True)) for pair in zip(names, answers, strict=True)]
+@pytest.fixture(scope="module", params=["none", "fold"])
+def version(request, trained, exported, tmp_path_factory):
+    """An export of `trained`; `exported` is a folded one."""
+    if request.param == "fold":
+        return exported / "1"
+    output_dir = tmp_path_factory.mktemp("models") / "gaternet"
+    return export_run(ExportConfig(trained.path, output_dir, optimize="none"))
 
 
 @pytest.fixture
-def served(exported, tmp_path):
-    return AsServed(exported / "1", tmp_path)
+def served(version):
+    return AsServed(version)
 
 
 @pytest.fixture(scope="module")
@@ -95,24 +76,25 @@ def example(picture):
 
 
 def test_signatures_are_those_of_the_contract(served):
-    assert set(served.signatures) - {"__saved_model_init_op"} == set(SIGNATURES)
-    assert list(served.meta_graph.meta_info_def.tags) == ["serve"]
+    signatures = served.signatures()
+    assert set(signatures) == set(SIGNATURES)
+    assert list(served.meta_graphs[""].meta_info_def.tags) == ["serve"]
     for name, (method, inputs, outputs) in SIGNATURES.items():
-        signature = served.signatures[name]
+        signature = signatures[name]
         assert signature.method_name == f"tensorflow/serving/{method}"
         assert sorted(signature.inputs) == inputs
         assert sorted(signature.outputs) == outputs
         for key, info in {**signature.inputs, **signature.outputs}.items():
             assert info.dtype == TYPES[key].as_datatype_enum, (name, key)
             assert info.tensor_shape.dim[0].size == -1, (name, key)
-    images = served.signatures["gates"].inputs["images"].tensor_shape
+    images = signatures["gates"].inputs["images"].tensor_shape
     assert [dim.size for dim in images.dim] == [-1, 8, 8, 1]
 
 
 def test_every_signature_equals_the_keras_model(served, wanted):
     images, pictures, probabilities, gates = wanted
     examples = np.array([example(picture) for picture in pictures], object)
-    default, encoded, classified, gated = served.run(
+    default, encoded, classified, gated = served.ask(
         ("serving_default", {"images": images}),
         ("image_bytes", {"image_bytes": pictures}),
         ("classify", {"inputs": examples}),
@@ -131,7 +113,7 @@ def test_every_signature_equals_the_keras_model(served, wanted):
 
 def test_the_same_request_gives_the_same_bytes(served, wanted):
     images = wanted[0]
-    first, second = served.run(*[("gates", {"images": images})] * 2)
+    first, second = served.ask(*[("gates", {"images": images})] * 2)
     for key, value in first.items():
         assert value.tobytes() == second[key].tobytes() or value.dtype == object, key
 
@@ -141,7 +123,7 @@ def test_pictures_of_other_sizes_and_formats_share_a_batch(served, trained, want
     image = tf.io.decode_png(picture, channels=3)
     larger = tf.cast(tf.image.resize(image, (30, 17)), tf.uint8)
     mixed = [picture, tf.io.encode_jpeg(larger).numpy(), tf.io.encode_png(larger).numpy(), b""]
-    (answer,) = served.run(("image_bytes", {"image_bytes": np.array(mixed, object)}))
+    (answer,) = served.ask(("image_bytes", {"image_bytes": np.array(mixed, object)}))
     decoded = np.stack([trained.preprocessing.decode(tf.constant(item)) for item in mixed[:3]])
     model = trained.load_model()
     logits = model(trained.preprocessing.normalize(decoded), training=False)["logits"]
@@ -155,11 +137,11 @@ def test_pictures_of_other_sizes_and_formats_share_a_batch(served, trained, want
 @pytest.mark.parametrize("shape", [(2, 5, 8, 1), (2, 16, 16, 1), (2, 8, 8, 3)])
 def test_pixels_of_another_size_are_refused(served, shape):
     with pytest.raises(RuntimeError, match=r"not compatible with expected shape \[\?,8,8,1\]"):
-        served.run(("gates", {"images": np.zeros(shape, np.uint8)}))
+        served.ask(("gates", {"images": np.zeros(shape, np.uint8)}))
 
 
 def test_an_empty_batch_is_an_empty_answer(served):
-    default, encoded, classified = served.run(
+    default, encoded, classified = served.ask(
         ("serving_default", {"images": np.zeros([0, 8, 8, 1], np.uint8)}),
         ("image_bytes", {"image_bytes": np.array([], object)}),
         ("classify", {"inputs": np.array([], object)}),
@@ -168,23 +150,20 @@ def test_an_empty_batch_is_an_empty_answer(served):
     assert classified["classes"].shape == (0, 10)
 
 
-def test_warm_up_replays_on_every_signature(exported, tmp_path, served):
-    path = exported / "1" / "assets.extra" / "tf_serving_warmup_requests"
-    requests = []
-    for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-        log = prediction_log_pb2.PredictionLog.FromString(record)
-        if log.HasField("predict_log"):
-            request = log.predict_log.request
-            inputs = {key: tf.make_ndarray(value) for key, value in request.inputs.items()}
-        else:
-            request = log.classify_log.request
-            examples = request.input.example_list.examples
-            inputs = {"inputs": np.array([item.SerializeToString() for item in examples], object)}
-        requests.append((request.model_spec.signature_name, inputs))
-    assert {signature for signature, _ in requests} == set(SIGNATURES)
-    for (_, inputs), answer in zip(requests, served.run(*requests), strict=True):
-        (size,) = {len(value) for value in inputs.values()}
-        assert {len(value) for value in answer.values()} == {size}
+def test_warm_up_covers_every_signature_with_real_pictures(version, trained, served):
+    requests = read_warm_up(version / "assets.extra" / "tf_serving_warmup_requests")
+    assert {request.signature for request in requests} == set(SIGNATURES)
+    sizes = {len(value) for request in requests for value in request.inputs.values()}
+    assert sizes == {1, 8, 32}
+    pictures = [path.read_bytes() for path in sorted(trained.pictures.glob("*/*.png"))]
+    for request, answer in zip(requests, served.run(requests), strict=True):
+        assert not answer.error
+        (size,) = {len(value) for value in request.inputs.values()}
+        assert {len(value) for value in answer.outputs.values()} == {size}
+        if request.signature == "image_bytes":
+            assert request.inputs["image_bytes"].tolist() == [
+                pictures[i % len(pictures)] for i in range(size)
+            ]
 
 
 def all_ops(meta_graph):
@@ -195,7 +174,7 @@ def all_ops(meta_graph):
 
 
 def test_the_graph_is_deterministic_and_plain(served):
-    nodes = all_ops(served.meta_graph)
+    nodes = all_ops(served.meta_graphs[""])
     assert len(nodes) > 100
     for node in nodes:
         assert not re.search("Random|Multinomial|Dropout|PyFunc|Xla", node.op), node.op
@@ -203,15 +182,22 @@ def test_the_graph_is_deterministic_and_plain(served):
         assert not node.attr["_XlaMustCompile"].b, node.name
 
 
-def test_only_variables_that_inference_reads_are_saved(exported, trained):
-    names = [name for name, _ in tf.train.list_variables(str(exported / "1/variables/variables"))]
+def test_only_variables_that_inference_reads_are_saved(version, trained):
+    names = [name for name, _ in tf.train.list_variables(str(version / "variables/variables"))]
     kept = [name for name in names if name != "_CHECKPOINTABLE_OBJECT_GRAPH"]
-    assert len(kept) == len(trained.load_model().weights)
+    optimize = read_manifest(version)["export"]["optimize"]
+    assert len(kept) == {"none": len(trained.load_model().weights), "fold": 0}[optimize]
 
 
-def test_manifest_tells_where_the_version_came_from(exported, trained):
-    manifest = json.loads((exported / "1" / "assets.extra" / "gaternet.json").read_text())
-    assert (manifest["model"], manifest["version"]) == ("gaternet", 1)
+def test_folded_constants_are_stored_once(exported, trained):
+    weights = sum(int(np.prod(variable.shape)) for variable in trained.load_model().weights)
+    size = (exported / "1" / "saved_model.pb").stat().st_size
+    assert weights * 4 < size < weights * 4 * 2
+
+
+def test_manifest_tells_where_the_version_came_from(version, trained):
+    manifest = json.loads((version / "assets.extra" / "gaternet.json").read_text())
+    assert manifest["model"] == "gaternet"
     assert manifest["labels"] == list("0123456789")
     assert manifest["run"]["config"] == trained.config
     assert manifest["run"]["result"]["test_accuracy"] == trained.result["test_accuracy"]
@@ -220,6 +206,28 @@ def test_manifest_tells_where_the_version_came_from(exported, trained):
     assert manifest["gates"]["segments"] == gate_map(trained.load_model()).to_rows()
     assert manifest["gates"]["count"] == 112
     assert manifest["export"]["versions"]["tensorflow"] == tf.__version__
+    files = {str(path.relative_to(version)) for path in version.rglob("*") if path.is_file()}
+    assert set(manifest["sha256"]) == files - {"assets.extra/gaternet.json"}
+    content = (version / "saved_model.pb").read_bytes()
+    assert manifest["sha256"]["saved_model.pb"] == hashlib.sha256(content).hexdigest()
+
+
+def test_accuracy_through_every_signature_is_the_evaluated_one(served, trained, digits):
+    images = np.stack([image.numpy() for image, _ in digits.examples("test")])
+    labels = np.array([int(label) for _, label in digits.examples("test")])
+    pictures = np.array([tf.io.encode_png(image).numpy() for image in images], object)
+    examples = np.array([example(picture) for picture in pictures], object)
+    default, encoded, classified, gated = served.ask(
+        ("serving_default", {"images": images}),
+        ("image_bytes", {"image_bytes": pictures}),
+        ("classify", {"inputs": examples}),
+        ("gates", {"images": images}),
+    )
+    right = round(trained.result["test_accuracy"] * len(labels))
+    for answer in (default, encoded, gated):
+        assert int((answer["class_ids"] == labels).sum()) == right
+    assert int((classified["scores"].argmax(axis=1) == labels).sum()) == right
+    assert gated["gates"].mean() == pytest.approx(trained.result["gate_rate"])
 
 
 def test_a_plain_backbone_exports_too(data_dir, tmp_path):
@@ -228,10 +236,8 @@ def test_a_plain_backbone_exports_too(data_dir, tmp_path):
     from gaternet_tf.training import train
 
     train(small_config(data_dir, gater="none", batch_size=512), tmp_path / "run")
-    version = export_run(tmp_path / "run", tmp_path / "models" / "plain")
-    (answer,) = AsServed(version, tmp_path).run(
-        ("gates", {"images": np.zeros([2, 8, 8, 1], np.uint8)})
-    )
+    version = export_run(ExportConfig(tmp_path / "run", tmp_path / "models" / "plain"))
+    (answer,) = AsServed(version).ask(("gates", {"images": np.zeros([2, 8, 8, 1], np.uint8)}))
     assert answer["gates"].shape == (2, 0)
     assert answer["probabilities"].shape == (2, 10)
 
@@ -241,5 +247,5 @@ def test_weights_that_are_not_finite_are_refused(trained, tmp_path, monkeypatch)
     model.get_layer("logits").bias.assign(np.full(10, np.nan))
     monkeypatch.setattr("gaternet_tf.runs.RunDirectory.load_model", lambda self: model)
     with pytest.raises(UserError, match=r"finite, and logits/bias is not"):
-        export_run(trained.path, tmp_path / "models")
+        export_run(ExportConfig(trained.path, tmp_path / "models"))
     assert not (tmp_path / "models").exists()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import stand_in_for_cifar_servers
 
-from export.exporting import export_run
+from export.exporting import ExportConfig, export_run
 from gaternet_tf import UserError, build_gaternet
 from gaternet_tf.authors_format import THRESHOLD, load_state_dicts, state_dicts
 from gaternet_tf.conversion import checkpoint_to_run, run_to_checkpoint
@@ -168,7 +168,7 @@ def test_a_converted_run_is_evaluated_on_cifar10(theirs, pictures, tmp_path, mon
 def test_a_converted_run_exports(theirs, tmp_path):
     path = save(theirs.content(), tmp_path / "it.pth")
     checkpoint_to_run(path, tmp_path / "run", "resnet20")
-    version = export_run(tmp_path / "run", tmp_path / "models" / "authors")
+    version = export_run(ExportConfig(tmp_path / "run", tmp_path / "models" / "authors"))
     assert (version / "assets.extra" / "tf_serving_warmup_requests").stat().st_size > 0
 
 

@@ -1,0 +1,188 @@
+"""A folded, and a specialised, network computes what the Keras model does."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from export.frozen import FrozenNetwork
+from export.specializing import MODES, SpecializedNetwork, agreement, calibrate
+from gaternet_tf import UserError, build_gaternet
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.normal(size=(64, 16, 16, 3)).astype(np.float32)
+NETWORKS = {
+    "basic": {"backbone": "resnet14"},
+    "bottleneck": {"backbone": "resnet11"},
+    "all gated": {"backbone": "resnet11", "gated_convs": "all"},
+    "released head": {"head_batch_norm": False, "backbone": "resnet8"},
+}
+CONTROLS = {
+    "plain": {"gater": "none"},
+    "attention": {"gater": "none", "attention": "se"},
+}
+
+
+def network(backbone="resnet8", gater="resnet8", **options):
+    """A model with weights as unequal as after training."""
+    model = build_gaternet(backbone, gater, (16, 16, 3), 10, **options)
+    rng = np.random.default_rng(1)
+    for variable in model.weights:
+        noise = rng.normal(size=variable.shape)
+        positive = "variance" in variable.path or "gamma" in variable.path
+        variable.assign(variable + (0.3 * np.abs(noise) if positive else 0.1 * noise))
+    return model
+
+
+def with_unit_off(model):
+    """The second convolution's gates of the second unit are off for every image, some others on."""
+    bias = model.get_layer("gater_fc2").bias
+    segments = model.get_layer("gate_split").segments
+    values = np.asarray(bias) + np.random.default_rng(2).normal(size=bias.shape)
+    start = 0
+    for segment in segments:
+        stop = start + segment["channels"]
+        values[start : start + 2] = 9
+        if (segment["stage"], segment["unit"]) == (2, 1):
+            values[start:stop] = -9
+        start = stop
+    bias.assign(values)
+    return model
+
+
+@pytest.mark.parametrize("options", (NETWORKS | CONTROLS).values(), ids=NETWORKS | CONTROLS)
+def test_folded_it_computes_the_same(options):
+    model = network(**options)
+    wanted = model(IMAGES, training=False)
+    found = tf.function(FrozenNetwork(model))(IMAGES)
+    assert wanted.keys() == found.keys()
+    np.testing.assert_allclose(found["logits"], wanted["logits"], rtol=1e-4, atol=1e-4)
+    probabilities = [tf.nn.softmax(outputs["logits"]) for outputs in (found, wanted)]
+    np.testing.assert_allclose(*probabilities, atol=1e-5)
+    if "gates" in wanted:
+        np.testing.assert_array_equal(found["gates"], wanted["gates"])
+        assert 0.05 < np.mean(wanted["gates"]) < 0.95
+
+
+def test_what_it_does_not_know_is_refused_with_the_way_out():
+    inputs = keras.Input((4, 4, 1))
+    model = keras.Model(inputs, keras.layers.MaxPooling2D(name="odd")(inputs))
+    with pytest.raises(UserError, match="'odd' is a MaxPooling2D; give --optimize=none"):
+        FrozenNetwork(model)
+    keras.mixed_precision.set_dtype_policy("mixed_bfloat16")
+    try:
+        half = build_gaternet("resnet8", "none", (8, 8, 1), 10)
+    finally:
+        keras.mixed_precision.set_dtype_policy("float32")
+    with pytest.raises(UserError, match="trained in bfloat16; give --optimize=none"):
+        FrozenNetwork(half)
+
+
+@pytest.fixture(scope="module", params=NETWORKS.values(), ids=NETWORKS)
+def calibrated(request):
+    """A model and a calibration on half of the images; on the others some settled gates change."""
+    model = with_unit_off(network(**request.param))
+    return model, calibrate(model, [(IMAGES[:16], None), (IMAGES[16:32], None)])
+
+
+def test_calibration_counts_what_never_changes(calibrated):
+    model, calibration = calibrated
+    gates = np.asarray(model(IMAGES[:32], training=False)["gates"])
+    assert calibration.images == 32
+    np.testing.assert_array_equal(calibration.always_on, gates.all(axis=0))
+    np.testing.assert_array_equal(calibration.always_off, ~gates.any(axis=0))
+    for some in (calibration.always_on, calibration.always_off, calibration.free):
+        assert some.any()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_specialised_it_computes_the_same_where_settled_gates_agree(calibrated, mode):
+    model, calibration = calibrated
+    wanted = model(IMAGES[:32], training=False)
+    found = tf.function(SpecializedNetwork(model, calibration, mode))(IMAGES[:32])
+    np.testing.assert_allclose(found["logits"], wanted["logits"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(found["gates"], wanted["gates"])
+
+
+def test_exact_it_computes_the_same_for_every_batch(calibrated):
+    model, calibration = calibrated
+    network = SpecializedNetwork(model, calibration, "exact")
+    wanted = model(IMAGES, training=False)
+    settled = ~calibration.free
+    changed = (np.asarray(wanted["gates"])[:, settled] != calibration.always_on[settled]).any(
+        axis=1
+    )
+    assert changed.any()
+    found = tf.function(network)(IMAGES)
+    np.testing.assert_allclose(found["logits"], wanted["logits"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(found["gates"], wanted["gates"])
+    assert agreement(model, network, [(IMAGES, None)]) == {
+        "held_out_images": 64,
+        "images_with_another_gate": 0,
+        "images_with_another_prediction": 0,
+    }
+
+
+def test_calibrated_it_reports_the_images_that_differ(calibrated):
+    model, calibration = calibrated
+    network = SpecializedNetwork(model, calibration, "calibrated")
+    gates = np.asarray(model(IMAGES, training=False)["gates"], bool)
+    settled = ~calibration.free
+    changed = (gates[:, settled] != calibration.always_on[settled]).any(axis=1)
+    report = agreement(model, network, [(IMAGES[:40], None), (IMAGES[40:], None)])
+    assert report["images_with_another_gate"] == changed.sum() > 0
+
+
+def operations(function):
+    """How often each operation is in a graph, its functions' included."""
+    graph = function.get_concrete_function(tf.TensorSpec((None, 16, 16, 3))).graph.as_graph_def()
+    nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
+    return [node.op for node in nodes]
+
+
+def test_a_unit_without_filters_disappears_and_so_does_a_gater_without_gates():
+    model = with_unit_off(network("resnet14"))
+    calibration = calibrate(model, [(IMAGES[:32], None)])
+    short = SpecializedNetwork(model, calibration, "calibrated")
+    report = short.report()
+    assert report["units_removed"] == 1
+    assert report["gates"] == 224
+    parts = ("gates_settled_on", "gates_settled_off", "gates_free")
+    assert sum(report[part] for part in parts) == 224
+    assert report["filters_removed"] == report["gates_settled_off"] >= 32
+    full = operations(tf.function(FrozenNetwork(model))).count("Conv2D")
+    spread = sum(
+        0 < len(kept) < model.get_layer(name).filters for name, kept in short.settled.kept.items()
+    )
+    # Its two convolutions are gone; the other units' filters need one each to be spread out.
+    assert operations(tf.function(short)).count("Conv2D") == full - 2 + spread
+
+    settled = calibrate(model, [(IMAGES[:1], None)])
+    assert not settled.free.any()
+    alone = SpecializedNetwork(model, settled, "calibrated")
+    count = operations(tf.function(alone)).count("Conv2D")
+    # A ResNet-8 gater has 9 convolutions.
+    assert count < full - 9 + len(alone.settled.kept)
+    wanted = model(IMAGES[:1], training=False)
+    found = tf.function(alone)(IMAGES[:1])
+    np.testing.assert_allclose(found["logits"], wanted["logits"], rtol=1e-4, atol=1e-4)
+
+
+def test_macs_of_what_is_left_equal_a_count_by_hand():
+    # 16x16 pictures; stages of 16, 32 and 64 filters on 16x16, 8x8 and 4x4; one unit each.
+    model = network("resnet8")
+    kernel, bias = model.get_layer("gater_fc2").weights
+    kernel.assign(np.zeros(kernel.shape))
+    values = np.full(112, 9.0)
+    values[:4] = -9  # 4 of stage 1's 16
+    values[16:48] = -9  # all of stage 2
+    bias.assign(values)
+    calibration = calibrate(model, [(IMAGES, None)])
+    assert not calibration.free.any()
+    report = SpecializedNetwork(model, calibration, "calibrated").report()
+    backbone = 256 * 27 * 16 + 256 * 144 * 16 * 2 + 64 * 144 * 32 + 64 * 288 * 32 + 64 * 16 * 32
+    backbone += 16 * 288 * 64 + 16 * 576 * 64 + 16 * 32 * 64 + 64 * 10
+    gater = backbone - 640 + 64 * 8 + 8 * 112
+    assert report["macs_before"] == backbone + gater
+    left = backbone - 256 * 144 * 4 + 256 * 12 * 16 - (64 * 144 * 32 + 64 * 288 * 32)
+    assert report["macs_after"] == left

@@ -1,0 +1,174 @@
+"""export.verify finds what a model server would stumble over, and what was changed since."""
+
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import run_module
+from tensorflow.core.protobuf import saved_model_pb2
+
+from export.manifest import PLACE, checksums
+from export.verification import problems_of
+
+
+@pytest.fixture
+def version(exported, tmp_path):
+    """A good version that a test may spoil."""
+    shutil.copytree(exported / "1", tmp_path / "1")
+    return tmp_path / "1"
+
+
+def sign_anew(version):
+    """Makes the manifest's checksums those of the files, so that only the rest is wrong."""
+    manifest = json.loads((version / PLACE).read_text())
+    manifest["sha256"] = checksums(version)
+    (version / PLACE).write_text(json.dumps(manifest))
+
+
+def edit_graph(version, edit):
+    path = version / "saved_model.pb"
+    saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    edit(saved.meta_graphs[0])
+    path.write_bytes(saved.SerializeToString())
+    sign_anew(version)
+
+
+def test_a_good_version_has_no_problem(version):
+    assert problems_of(version) == []
+    done = run_module("export.verify", version, cwd=version.parent)
+    assert (done.status, done.out) == (0, f"{version}: good\n")
+
+
+def test_changed_missing_and_added_files_are_listed(version):
+    warm_up = version / "assets.extra" / "tf_serving_warmup_requests"
+    warm_up.write_bytes(warm_up.read_bytes() + b"x" * 12)
+    (version / "fingerprint.pb").unlink()
+    (version / "variables" / "more").write_text("")
+    done = run_module("export.verify", version, cwd=version.parent)
+    done.assert_refused(
+        "fingerprint.pb is missing",
+        "variables/more is not in the manifest",
+        "assets.extra/tf_serving_warmup_requests was changed",
+        "corrupted record",
+    )
+    assert done.status == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"not a proto \xff\xff\xff"])
+def test_a_graph_that_is_none(version, content):
+    (version / "saved_model.pb").write_bytes(content)
+    sign_anew(version)
+    (problem,) = problems_of(version)
+    assert problem.startswith("saved_model.pb ")
+
+
+def test_what_is_no_version_of_ours(tmp_path):
+    (problem,) = problems_of(tmp_path / "nowhere")
+    assert "must be a version that export.main wrote" in problem
+
+
+def rename_signature(graph):
+    graph.signature_def["mine"].CopyFrom(graph.signature_def["gates"])
+    del graph.signature_def["gates"]
+
+
+def to_predict(graph):
+    graph.signature_def["classify"].method_name = "tensorflow/serving/predict"
+
+
+def other_type(graph):
+    graph.signature_def["gates"].outputs["gates"].dtype = tf.float32.as_datatype_enum
+
+
+def retag(graph):
+    graph.meta_info_def.tags.append("gpu")
+
+
+def foreign(graph):
+    graph.graph_def.node.add(name="foreign", op="MyOwnOperation")
+
+
+def compiled(graph):
+    graph.graph_def.library.function[0].attr["_XlaMustCompile"].b = True
+
+
+def python(graph):
+    node = graph.graph_def.node.add(name="python", op="EagerPyFunc")
+    node.attr["token"].s = b"pyfunc_0"
+    node.attr["Tin"].list.SetInParent()
+    node.attr["Tout"].list.SetInParent()
+
+
+def random(graph):
+    shape = graph.graph_def.node.add(name="random/shape", op="Const")
+    shape.attr["dtype"].type = tf.int32.as_datatype_enum
+    shape.attr["value"].tensor.CopyFrom(tf.make_tensor_proto([2]))
+    node = graph.graph_def.node.add(name="random", op="RandomUniform", input=["random/shape"])
+    node.attr["T"].type = tf.int32.as_datatype_enum
+    node.attr["dtype"].type = tf.float32.as_datatype_enum
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (rename_signature, "the signatures must be"),
+        (to_predict, "classify: its method must be classify"),
+        (other_type, "gates: its outputs must be"),
+        (retag, "no graph tagged exactly {serve}"),
+        (foreign, "a server cannot load it: Op type not registered 'MyOwnOperation'"),
+        (foreign, "operation MyOwnOperation is not TensorFlow's own"),
+        (compiled, "has jit_compile=True"),
+        (python, "operation EagerPyFunc runs Python"),
+        (random, "operation RandomUniform is random"),
+    ],
+)
+def test_graphs_that_a_server_would_stumble_over(version, edit, words):
+    edit_graph(version, edit)
+    assert any(words in problem for problem in problems_of(version)), problems_of(version)
+
+
+def test_keras_3_as_tf_saved_model_saves_it_is_found_out(version):
+    # Loads, becomes AVAILABLE, and then fails every request: see TensorFlow Serving's behaviour.
+    inputs = keras.Input((8, 8, 1), name="images")
+    outputs = keras.layers.Dense(10, name="probabilities")(keras.layers.Flatten()(inputs))
+    model = keras.Model(inputs, outputs)
+    names = ("serving_default", "image_bytes", "classify", "gates")
+    spec = tf.TensorSpec((None, 8, 8, 1), tf.float32, name="images")
+    call = tf.function(lambda images: {"probabilities": model(images)}, input_signature=[spec])
+    broken = version.with_name("broken")
+    tf.saved_model.save(model, str(broken), signatures=dict.fromkeys(names, call))
+    (version / "saved_model.pb").write_bytes((broken / "saved_model.pb").read_bytes())
+    sign_anew(version)
+    assert any("its inputs must be" in problem for problem in problems_of(version))
+
+
+def test_labels_and_probabilities_that_contradict_the_manifest(version):
+    manifest = json.loads((version / PLACE).read_text())
+    manifest["labels"] = list("9876543210")
+    (version / PLACE).write_text(json.dumps(manifest))
+    problems = problems_of(version)
+    assert problems
+    assert all("its labels are not those of the manifest" in problem for problem in problems)
+
+
+def test_weights_changed_behind_the_checksums_are_found(version):
+    def spoil(graph):
+        for function in graph.graph_def.library.function:
+            for node in function.node_def:
+                if node.op != "Const":
+                    continue
+                value = node.attr["value"].tensor
+                if len(value.tensor_content) > 2_000:
+                    noise = np.frombuffer(value.tensor_content, np.float32) * np.nan
+                    value.tensor_content = noise.tobytes()
+
+    edit_graph(version, spoil)
+    problems = problems_of(version)
+    assert any("do not sum up to 1" in problem for problem in problems), problems
+
+
+def test_usage(tmp_path):
+    run_module("export.verify", cwd=tmp_path).assert_refused("takes version directories")
