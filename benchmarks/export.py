@@ -43,7 +43,7 @@ def main(argv):
 
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            exports, shape = write_exports(pathlib.Path(scratch))
+            networks, exports, shape = write_exports(pathlib.Path(scratch))
         except UserError as error:
             print(f"benchmarks.export: error: {error}", file=sys.stderr)
             return 1
@@ -64,7 +64,7 @@ def main(argv):
             for row, name in enumerate(exports):
                 cells = answers[row :: len(exports)]
                 print(f"| {title} | {name} | " + " | ".join(map(cell, cells)) + " |", flush=True)
-            for row in openvino_row(exports["folded"], images, intra):
+            for row in openvino_row(networks["folded"], images, intra):
                 print(f"| {title} | OpenVINO, folded | {row} |", flush=True)
     return 0
 
@@ -82,8 +82,8 @@ def spread(seconds) -> str:
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
-def write_exports(directory: pathlib.Path) -> tuple[dict[str, pathlib.Path], tuple[int, int, int]]:
-    """Exports by name, and the shape of the pictures they take."""
+def write_exports(directory: pathlib.Path) -> tuple[dict, dict[str, pathlib.Path], tuple]:
+    """Functions of normalised images by name, their exports, and the shape of the pictures."""
     import tensorflow as tf
 
     from export.frozen import FrozenNetwork
@@ -121,12 +121,14 @@ def write_exports(directory: pathlib.Path) -> tuple[dict[str, pathlib.Path], tup
     def export(name, network):
         exports[name] = directory / str(len(exports))
         shape = (None, *preprocessing.shape)
-        function = tf.function(network, input_signature=[tf.TensorSpec(shape, tf.float32)])
-        write_saved_model(function, preprocessing, labels, str(exports[name]))
+        networks[name] = tf.function(
+            network, input_signature=[tf.TensorSpec(shape, tf.float32, name="images")]
+        )
+        write_saved_model(networks[name], preprocessing, labels, str(exports[name]))
 
-    for name, network in networks.items():
+    for name, network in list(networks.items()):
         export(name, network)
-    return exports, preprocessing.shape
+    return networks, exports, preprocessing.shape
 
 
 def with_keras_batch_normalization(model):
@@ -146,24 +148,34 @@ def with_keras_batch_normalization(model):
     return copy
 
 
-def openvino_row(version_dir, images, threads):
-    """The cells of OpenVINO's row, one string; nothing where it is not installed."""
+def openvino_row(network, images, threads):
+    """The cells of OpenVINO's row, one string; nothing where it is not installed.
+
+    It gets the network alone, without the two operations that normalise and those after logits.
+    """
     try:
         import openvino
     except ImportError:
         return
-    core = openvino.Core()
-    network = openvino.convert_model(str(version_dir))
-    compiled = core.compile_model(
-        network, "CPU", {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-    )
+    import numpy as np
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.network = network
+    with tempfile.TemporaryDirectory() as scratch:
+        tf.saved_model.save(module, scratch, signatures=network)
+        converted = openvino.convert_model(scratch)
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    settings["INFERENCE_PRECISION_HINT"] = "f32"
+    compiled = openvino.Core().compile_model(converted, "CPU", settings)
     request = compiled.create_infer_request()
     cells = []
     for batch in images.values():
         seconds = []
+        floats = batch.astype(np.float32) / 255
         for number in range(5 + FLAGS.rounds):
             started = time.perf_counter()
-            request.infer([batch])
+            request.infer([floats])
             if number >= 5:
                 seconds.append(time.perf_counter() - started)
         cells.append(spread(seconds))

@@ -21,11 +21,13 @@ from gaternet_tf.layers import GatedConv2D, GateSplit, SemHash, SqueezeExcite
 class Settled:
     """Filters whose gates are taken for granted, by gated layer.
 
-    `kept` holds the channels of a layer that are computed, `free` whether each of them still has
-    its gate (the others are always on). A layer that is not named is computed in full.
+    `kept` holds the channels of a layer that are computed, `on` whether each of them is ever on
+    (the others become filters of zeros), `free` whether each still has its gate. A layer that is
+    not named is computed in full.
     """
 
     kept: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    on: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     free: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
@@ -142,8 +144,9 @@ def _convolution(network, layer, inputs, gates=None):
         kernel, inputs = kernel[:, :, inputs.kept], inputs.value
     kept = settled.kept.get(layer.name)
     partial = kept is not None and len(kept) < layer.filters
-    if partial:
-        kernel, bias = kernel[..., kept], bias[kept]
+    if kept is not None:
+        on = settled.on[layer.name]
+        kernel, bias = kernel[..., kept] * on, bias[kept] * on
     strides = layer.strides
     if strides > 1:
         pad = layer.kernel_size // 2
@@ -154,6 +157,7 @@ def _convolution(network, layer, inputs, gates=None):
     if gates is not None and free.any():
         gates = tf.gather(gates, kept, axis=3) if partial else gates
         if not free.all():
+            # Those that are settled: on, or zero already.
             gates = tf.maximum(gates, tf.constant(~free, tf.float32))
         outputs *= gates
     return Channels(outputs, kept, layer.filters) if partial else outputs

@@ -6,6 +6,7 @@ does not.
 """
 
 import dataclasses
+import math
 
 import keras
 import numpy as np
@@ -48,10 +49,12 @@ def calibrate(model: keras.Model, batches) -> Calibration:
 def settle(model: keras.Model, calibration: Calibration) -> Settled:
     """The filters of each gated layer that are computed, and which of them keep their gate.
 
-    A convolution that another one reads keeps one filter at least, with its gate: a convolution
-    of nothing would not know its size.
+    Where a sum with the shortcut follows, what is left of a layer has to be spread out to all
+    channels again; a layer stays whole, with filters of zeros, where that costs more than leaving
+    filters out saves. A convolution that another one reads keeps one filter at least: a
+    convolution of nothing would not know its size.
     """
-    kept, free = {}, {}
+    kept, on, free = {}, {}, {}
     start = 0
     segments = gate_map(model).segments
     last = {(segment.stage, segment.unit): segment.convolution for segment in segments}
@@ -60,11 +63,17 @@ def settle(model: keras.Model, calibration: Calibration) -> Settled:
         start += segment.channels
         channels = np.flatnonzero(~calibration.always_off[part])
         is_free = calibration.free[part]
-        if not len(channels) and segment.convolution != last[segment.stage, segment.unit]:
-            channels, is_free = np.array([0]), np.ones(segment.channels, bool)
+        ever_on = ~calibration.always_off[part]
+        if segment.convolution != last[segment.stage, segment.unit]:
+            channels = channels if len(channels) else np.array([0])
+        elif len(channels):
+            *inputs, filters = model.get_layer(segment.name).convolution.kernel.shape
+            if (filters - len(channels)) * math.prod(inputs) <= len(channels) * filters:
+                channels = np.arange(filters)
         kept[segment.name] = channels
+        on[segment.name] = ever_on[channels].astype(np.float32)
         free[segment.name] = is_free[channels]
-    return Settled(kept, free)
+    return Settled(kept, on, free)
 
 
 class SpecializedNetwork:

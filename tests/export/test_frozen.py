@@ -149,7 +149,7 @@ def test_a_unit_without_filters_disappears_and_so_does_a_gater_without_gates():
     assert report["gates"] == 224
     parts = ("gates_settled_on", "gates_settled_off", "gates_free")
     assert sum(report[part] for part in parts) == 224
-    assert report["filters_removed"] == report["gates_settled_off"] >= 32
+    assert 32 <= report["filters_removed"] <= report["gates_settled_off"]
     full = operations(tf.function(FrozenNetwork(model))).count("Conv2D")
     spread = sum(
         0 < len(kept) < model.get_layer(name).filters for name, kept in short.settled.kept.items()
