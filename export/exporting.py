@@ -97,9 +97,10 @@ def optimized(model, run: RunDirectory, config: ExportConfig) -> tuple[Callable,
     """The network to export, and how it was made, for the manifest."""
     choice = config.optimize
     if choice == "auto":
-        choice = "fold" if model.compute_dtype == "float32" else "none"
-        if choice == "none":
-            print(f"exported as it is, in {model.compute_dtype}: folding computes in float32")
+        dtypes = {layer.compute_dtype for layer in model.layers} - {"float32"}
+        choice = "none" if dtypes else "fold"
+        if dtypes:
+            print(f"exported as trained, in {dtypes.pop()}: folding would compute in float32")
     how: dict = {"optimize": choice}
     if choice == "none":
         return lambda images: model(images, training=False), how
@@ -111,12 +112,6 @@ def optimized(model, run: RunDirectory, config: ExportConfig) -> tuple[Callable,
             f"'{run.path}' has none; give --optimize=fold"
         )
     data = open_dataset(run.config["dataset"], config.data_dir, download=False)
-    splits = sorted(data.builder.info.splits)
-    if config.calibration_split not in splits:
-        raise UserError(
-            f"--calibration_split must be a split of '{data.name}', one of {', '.join(splits)}; "
-            f"got '{config.calibration_split}'"
-        )
     batches = evaluation_batches(data, run.preprocessing, BATCH, config.calibration_split)
     network = SpecializedNetwork(model, calibrate(model, batches), config.specialize_mode)
     held_out = evaluation_batches(data, run.preprocessing, BATCH)

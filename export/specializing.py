@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from export.frozen import FrozenNetwork, Settled
+from gaternet_tf.evaluation import count_gates
 from gaternet_tf.layers import GateSplit, SemHash
 from gaternet_tf.macs import layer_macs
 from gaternet_tf.models import gate_map
@@ -36,13 +37,7 @@ class Calibration:
 
 def calibrate(model: keras.Model, batches) -> Calibration:
     """Which gates never change over batches of (normalised images, labels)."""
-    gates_of = tf.function(lambda images: model(images, training=False)["gates"] > 0)
-    on_for = np.zeros(len(gate_map(model)), np.int64)
-    images = 0
-    for batch, _ in batches:
-        on = gates_of(batch).numpy()
-        on_for += on.sum(axis=0)
-        images += len(on)
+    on_for, images = count_gates(model, batches)
     return Calibration(on_for == images, on_for == 0, images)
 
 

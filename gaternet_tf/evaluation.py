@@ -106,6 +106,33 @@ def evaluate(model: keras.Model, batches) -> dict:
     return Evaluator(model)(batches)
 
 
+def count_gates(model: keras.Model, batches) -> tuple[np.ndarray, int]:
+    """On how many images each gate is on, int64 [gates], and the number of images."""
+    on_for = np.zeros(len(gate_map(model)), np.int64)
+    images = 0
+    gates_of = tf.function(lambda batch: model(batch, training=False)["gates"] > 0)
+    for batch, labels in batches:
+        images += len(labels)
+        if len(on_for):
+            on_for += gates_of(batch).numpy().sum(axis=0)
+    return on_for, images
+
+
+def gates_of_run(
+    workdir: str | os.PathLike, data_dir: str | None = None, split: str | None = None
+) -> tuple[keras.Model, np.ndarray, int]:
+    """A finished run's model, and what `count_gates` says of it on a split of its dataset.
+
+    Raises:
+      UserError: for no finished run, or a dataset or a split that is not there.
+    """
+    run = open_run(workdir)
+    data = open_dataset(run.config["dataset"], data_dir, download=False)
+    model = run.load_model()
+    batches = evaluation_batches(data, run.preprocessing, 250, split)
+    return (model, *count_gates(model, batches))
+
+
 def evaluate_run(
     workdir: str | os.PathLike,
     dataset: str | None = None,

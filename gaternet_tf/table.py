@@ -60,7 +60,9 @@ def model_name(config: dict) -> str:
         return name
     head = "" if config["head_batch_norm"] else ", head without batch norm"
     where = "" if config["gated_convs"] == "last" else ", all convolutions"
-    return f"{name}, gated by {config['gater']}, lambda {config['sparsity']:g}{head}{where}"
+    bias = config.get("gate_bias", 0)
+    start = f", gate bias {bias:g}" if bias else ""
+    return f"{name}, gated by {config['gater']}, lambda {config['sparsity']:g}{head}{where}{start}"
 
 
 def _row(runs: Sequence[RunDirectory]) -> list[str]:

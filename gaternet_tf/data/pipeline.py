@@ -8,6 +8,7 @@ import tensorflow as tf
 from gaternet_tf.data.augmentation import Augmentation
 from gaternet_tf.data.preprocessing import Preprocessing
 from gaternet_tf.data.sources import Dataset
+from gaternet_tf.errors import UserError
 from gaternet_tf.seeds import derive_seed
 
 CACHE_BYTES = 512 * 2**20
@@ -113,7 +114,16 @@ def training_batches(
 def evaluation_batches(
     dataset: Dataset, preprocessing: Preprocessing, batch_size: int, split: str | None = None
 ):
-    """Batches of a whole split, the test split, in stored order; the last one may be smaller."""
+    """Batches of a whole split, the test split, in stored order; the last one may be smaller.
+
+    Raises:
+      UserError: for a split that the dataset has not.
+    """
+    splits = sorted(dataset.builder.info.splits)
+    if split is not None and split not in splits:
+        raise UserError(
+            f"a split of '{dataset.name}' must be one of {', '.join(splits)}, got '{split}'"
+        )
     pictures = _pictures(dataset, dataset.files(split or dataset.test_split), preprocessing)
     return _in_order(pictures, preprocessing, batch_size)
 

@@ -7,12 +7,15 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import small_config
 
 from export.exporting import ExportConfig, export_run
 from export.manifest import read_manifest
 from export.served import Request, Served
 from export.verification import read_warm_up
 from gaternet_tf import UserError, gate_map
+from gaternet_tf.runs import open_run
+from gaternet_tf.training import train
 
 SIGNATURES = {
     "serving_default": ("predict", ["images"], ["class_ids", "labels", "probabilities"]),
@@ -231,15 +234,40 @@ def test_accuracy_through_every_signature_is_the_evaluated_one(served, trained, 
 
 
 def test_a_plain_backbone_exports_too(data_dir, tmp_path):
-    from helpers import small_config
-
-    from gaternet_tf.training import train
-
     train(small_config(data_dir, gater="none", batch_size=512), tmp_path / "run")
     version = export_run(ExportConfig(tmp_path / "run", tmp_path / "models" / "plain"))
     (answer,) = AsServed(version).ask(("gates", {"images": np.zeros([2, 8, 8, 1], np.uint8)}))
     assert answer["gates"].shape == (2, 0)
     assert answer["probabilities"].shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"dtype_policy": "mixed_bfloat16"},
+        {"strategy": "mirrored", "gated_convs": "all", "head_batch_norm": False},
+    ],
+    ids=["half precision", "two replicas"],
+)
+def test_a_run_trained_in_another_way_exports_to_what_was_evaluated(
+    settings, data_dir, digits, tmp_path, capsys
+):
+    train(small_config(data_dir, **settings), tmp_path / "run")
+    version = export_run(ExportConfig(tmp_path / "run", tmp_path / "models" / "other"))
+    half = "dtype_policy" in settings
+    assert ("exported as trained, in bfloat16" in capsys.readouterr().out) == half
+    assert read_manifest(version)["export"]["optimize"] == ("none" if half else "fold")
+    images = np.stack([image.numpy() for image, _ in digits.examples("test")])
+    labels = np.array([int(label) for _, label in digits.examples("test")])
+    # In batches as evaluation has them: half precision rounds differently in others.
+    first, second = AsServed(version).ask(
+        ("gates", {"images": images[:250]}), ("gates", {"images": images[250:]})
+    )
+    class_ids = np.concatenate([first["class_ids"], second["class_ids"]])
+    result = open_run(tmp_path / "run").result
+    assert int((class_ids == labels).sum()) == round(result["test_accuracy"] * len(labels))
+    gates = np.concatenate([first["gates"], second["gates"]])
+    assert gates.sum(axis=1).max() == result["gates_on_max"]
 
 
 def test_weights_that_are_not_finite_are_refused(trained, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from gaternet_tf import UserError, build_gaternet
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(64, 16, 16, 3)).astype(np.float32)
+LABELS = np.zeros(64, np.int64)
 NETWORKS = {
     "basic": {"backbone": "resnet14"},
     "bottleneck": {"backbone": "resnet11"},
@@ -82,7 +83,7 @@ def test_what_it_does_not_know_is_refused_with_the_way_out():
 def calibrated(request):
     """A model and a calibration on half of the images; on the others some settled gates change."""
     model = with_unit_off(network(**request.param))
-    return model, calibrate(model, [(IMAGES[:16], None), (IMAGES[16:32], None)])
+    return model, calibrate(model, [(IMAGES[:16], LABELS[:16]), (IMAGES[16:32], LABELS[:16])])
 
 
 def test_calibration_counts_what_never_changes(calibrated):
@@ -142,7 +143,7 @@ def operations(function):
 
 def test_a_unit_without_filters_disappears_and_so_does_a_gater_without_gates():
     model = with_unit_off(network("resnet14"))
-    calibration = calibrate(model, [(IMAGES[:32], None)])
+    calibration = calibrate(model, [(IMAGES[:32], LABELS[:32])])
     short = SpecializedNetwork(model, calibration, "calibrated")
     report = short.report()
     assert report["units_removed"] == 1
@@ -157,7 +158,7 @@ def test_a_unit_without_filters_disappears_and_so_does_a_gater_without_gates():
     # Its two convolutions are gone; the other units' filters need one each to be spread out.
     assert operations(tf.function(short)).count("Conv2D") == full - 2 + spread
 
-    settled = calibrate(model, [(IMAGES[:1], None)])
+    settled = calibrate(model, [(IMAGES[:1], LABELS[:1])])
     assert not settled.free.any()
     alone = SpecializedNetwork(model, settled, "calibrated")
     count = operations(tf.function(alone)).count("Conv2D")
@@ -177,7 +178,7 @@ def test_macs_of_what_is_left_equal_a_count_by_hand():
     values[:4] = -9  # 4 of stage 1's 16
     values[16:48] = -9  # all of stage 2
     bias.assign(values)
-    calibration = calibrate(model, [(IMAGES, None)])
+    calibration = calibrate(model, [(IMAGES, LABELS)])
     assert not calibration.free.any()
     report = SpecializedNetwork(model, calibration, "calibrated").report()
     backbone = 256 * 27 * 16 + 256 * 144 * 16 * 2 + 64 * 144 * 32 + 64 * 288 * 32 + 64 * 16 * 32
