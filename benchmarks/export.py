@@ -43,12 +43,11 @@ def main(argv):
 
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            networks, exports, shape = write_exports(pathlib.Path(scratch))
+            networks, exports, pictures = write_exports(pathlib.Path(scratch))
         except UserError as error:
             print(f"benchmarks.export: error: {error}", file=sys.stderr)
             return 1
-        rng = np.random.default_rng(0)
-        images = {n: rng.integers(0, 256, (n, *shape)).astype(np.uint8) for n in FLAGS.batch}
+        images = {n: np.resize(pictures, (n, *pictures.shape[1:])) for n in FLAGS.batch}
         requests = [
             Request("serving_default", {"images": images[n]}, name)
             for n in FLAGS.batch
@@ -83,7 +82,11 @@ def spread(seconds) -> str:
 
 
 def write_exports(directory: pathlib.Path) -> tuple[dict, dict[str, pathlib.Path], tuple]:
-    """Functions of normalised images by name, their exports, and the shape of the pictures."""
+    """Functions of normalised images by name, their exports, and pictures to ask them about.
+
+    Of a run these are test pictures, since settled gates may be others on noise.
+    """
+    import numpy as np
     import tensorflow as tf
 
     from export.frozen import FrozenNetwork
@@ -102,6 +105,8 @@ def write_exports(directory: pathlib.Path) -> tuple[dict, dict[str, pathlib.Path
         labels = [str(number) for number in range(10)]
         model = build_gaternet(FLAGS.backbone, FLAGS.gater, preprocessing.shape, len(labels))
         backbone, width = FLAGS.backbone, 16
+    noise = np.random.default_rng(0).integers(0, 256, (max(FLAGS.batch), *preprocessing.shape))
+    pictures = noise.astype(np.uint8)
     plain = build_gaternet(backbone, "none", preprocessing.shape, len(labels), width=width)
     keras_own = with_keras_batch_normalization(model)
     networks: dict[str, Any] = {
@@ -114,6 +119,8 @@ def write_exports(directory: pathlib.Path) -> tuple[dict, dict[str, pathlib.Path
         data = open_dataset(run.config["dataset"], FLAGS.data_dir, download=False)
         batches = evaluation_batches(data, preprocessing, 250, data.train_split)
         calibration = calibrate(model, batches)
+        test = data.examples(data.test_split).take(max(FLAGS.batch))
+        pictures = np.stack([preprocessing.fit(image) for image, _ in test])
         for mode in MODES:
             networks[f"specialized, {mode}"] = SpecializedNetwork(model, calibration, mode)
     exports: dict[str, pathlib.Path] = {}
@@ -128,7 +135,7 @@ def write_exports(directory: pathlib.Path) -> tuple[dict, dict[str, pathlib.Path
 
     for name, network in list(networks.items()):
         export(name, network)
-    return networks, exports, preprocessing.shape
+    return networks, exports, pictures
 
 
 def with_keras_batch_normalization(model):

@@ -21,8 +21,8 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("backbone", "resnet20", "ResNet of basic units that is gated.")
 flags.DEFINE_string("gater", "resnet20", "ResNet that gates it.")
 flags.DEFINE_integer("batch_size", 128, "Images a step.", lower_bound=1)
-flags.DEFINE_integer("rounds", 7, "Turns that each contender takes; medians are printed.", 1)
-flags.DEFINE_integer("steps", 4, "Steps a turn.", lower_bound=1)
+flags.DEFINE_integer("rounds", 5, "Turns that each contender takes; medians are printed.", 1)
+flags.DEFINE_integer("steps", 3, "Steps a turn.", lower_bound=1)
 SHAPE = (32, 32, 3)
 
 
@@ -168,6 +168,7 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"benchmarks.training takes flags only, got '{argv[1]}'")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # As train.main does.
     logging.set_verbosity(logging.ERROR)
     backbone, gater, rounds = FLAGS.backbone, FLAGS.gater, FLAGS.rounds
     contenders = [

@@ -16,8 +16,12 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 COMMANDS = [block for kind, block in BLOCKS if kind == "sh"]
 # What a block of another kind is, and why it is not run.
 NOT_RUN = {
-    # Docker; CIFAR-10; the authors' files; a run of another head, see test_convert.py; output.
-    "text": ["docker run", "--backbone=resnet164", "--checkpoint=", "--to_torch=", "test accuracy"],
+    # Docker; CIFAR-10; the authors' files; a run of another head, see test_convert.py; output;
+    # several machines, see test_distributed.py; minutes of training for a benchmark.
+    "text": [
+        *("docker run", "--backbone=resnet164", "--checkpoint=", "--to_torch=", "test accuracy"),
+        *("TF_CONFIG", "benchmarks.export"),
+    ],
     "python": ["GaterNetClient"],  # a fragment; what it calls is in tests/serving/test_client.py
 }
 WAIT_FOR_SERVER = (
