@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import pathlib
+import statistics
+import tempfile
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +13,7 @@ import tensorflow as tf
 from export.frozen import FrozenNetwork
 from export.manifest import is_export, write_manifest
 from export.publish import choose_version, published, remove_old_versions
+from export.served import Request, Served
 from export.signatures import write_saved_model
 from export.specializing import MODES, SpecializedNetwork, agreement, calibrate
 from export.verification import problems_of
@@ -23,6 +26,8 @@ from gaternet_tf.runs import RunDirectory, open_run
 OPTIMIZE = ("auto", "none", "fold", "specialize")
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 BATCH = 250
+TIMED_BATCHES = (1, 32)
+TIMED_ROUNDS = 15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +80,9 @@ def export_run(config: ExportConfig) -> pathlib.Path:
             extra = directory / "assets.extra"
             extra.mkdir()
             write_warmup(extra / FILE_NAME, pictures, run.preprocessing, base.name)
+            if report := how.get("specialized"):
+                report["milliseconds"] = compare_times(directory, model, run, pictures)
+                print(describe(report), flush=True)
             write_manifest(directory, run, model, base.name, how)
             if problems := problems_of(directory):
                 raise UserError(
@@ -121,7 +129,6 @@ def optimized(model, run: RunDirectory, config: ExportConfig) -> tuple[Callable,
         "held_out_split": data.test_split,
         **agreement(model, network, held_out),
     }
-    print(describe(report), flush=True)
     return shared(network, run), {**how, "specialized": report}
 
 
@@ -131,8 +138,43 @@ def shared(network: Callable, run: RunDirectory) -> tf.function:
     return tf.function(network, input_signature=[tf.TensorSpec(shape, tf.float32)])
 
 
+def compare_times(directory, model, run: RunDirectory, pictures: list[bytes]) -> dict:
+    """Median milliseconds of a call, specialized and folded, by batch size, as a server runs it.
+
+    Both take turns in one process; compare their ratio, the times are this machine's.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folded = pathlib.Path(scratch) / "folded"
+        network = shared(FrozenNetwork(model), run)
+        write_saved_model(network, run.preprocessing, run.labels, str(folded))
+        served = Served({"specialized": directory, "folded": folded})
+        requests = []
+        for size in TIMED_BATCHES:
+            images = [run.preprocessing.decode(tf.constant(picture)) for picture in pictures]
+            batch = np.resize(np.stack(images), (size, *run.preprocessing.shape))
+            for name in served.directories:
+                requests.append(Request("serving_default", {"images": batch}, name))
+        answers = served.run(requests, warm_up=3, rounds=TIMED_ROUNDS)
+    if errors := [answer.error for answer in answers if answer.error]:
+        raise UserError(f"the specialized export cannot be run: {errors[0]}")
+    return {
+        name: {
+            str(size): round(1000 * statistics.median(answer.seconds), 3)
+            for size, answer in zip(
+                TIMED_BATCHES, answers[place :: len(served.directories)], strict=True
+            )
+        }
+        for place, name in enumerate(served.directories)
+    }
+
+
 def describe(report: dict) -> str:
     """A specialisation's report for a person."""
+    times = report["milliseconds"]
+    measured = ", ".join(
+        f"batch {size}: {times['specialized'][size]:.2f} ms, folded {times['folded'][size]:.2f} ms"
+        for size in times["folded"]
+    )
     return (
         f"specialized ({report['mode']}) on {report['calibration_images']} images of "
         f"'{report['calibration_split']}':\n"
@@ -140,6 +182,7 @@ def describe(report: dict) -> str:
         f"{report['gates_settled_off']} settled off, {report['gates_free']} depend on the image\n"
         f"  removed  {report['filters_removed']} filters, {report['units_removed']} units\n"
         f"  MACs     {report['macs_before']:,} before, {report['macs_after']:,} after\n"
+        f"  measured {measured}\n"
         f"  held out {report['held_out_images']} images of '{report['held_out_split']}': "
         f"{report['images_with_another_gate']} with another gate, "
         f"{report['images_with_another_prediction']} with another prediction"

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import resource
 import shutil
 import signal
@@ -68,6 +69,9 @@ def test_a_specialised_export_says_what_it_left_out(tmp_path, trained, data_dir)
     assert "held out 360 images of 'test': 0 with another gate, 0 with another" in done.out
     report = read_manifest(tmp_path / "gaternet" / "1")["export"]["specialized"]
     assert f"{report['gates_free']} depend on the image" in done.out
+    for name in ("specialized", "folded"):
+        assert report["milliseconds"][name].keys() == {"1", "32"}
+    assert re.search(r"measured batch 1: [\d.]+ ms, folded [\d.]+ ms, batch 32:", done.out)
     settled = report["gates_settled_on"] + report["gates_settled_off"]
     assert settled + report["gates_free"] == report["gates"] == 112
 
