@@ -64,6 +64,16 @@ def exported(tmp_path_factory, trained):
 
 
 @pytest.fixture(scope="session")
+def exported_as_trained(tmp_path_factory, trained):
+    """The same, not folded: with variables."""
+    from export.exporting import ExportConfig, export_run
+
+    output_dir = tmp_path_factory.mktemp("models") / "gaternet"
+    export_run(ExportConfig(trained.path, output_dir, optimize="none"))
+    return output_dir
+
+
+@pytest.fixture(scope="session")
 def server(exported):
     """host:port of a local server, in a process of its own, on `exported`."""
     from serving.demo import local_server

@@ -48,13 +48,10 @@ class AsServed(Served):
         return [answer.outputs for answer in answers]
 
 
-@pytest.fixture(scope="module", params=["none", "fold"])
-def version(request, trained, exported, tmp_path_factory):
-    """An export of `trained`; `exported` is a folded one."""
-    if request.param == "fold":
-        return exported / "1"
-    output_dir = tmp_path_factory.mktemp("models") / "gaternet"
-    return export_run(ExportConfig(trained.path, output_dir, optimize="none"))
+@pytest.fixture(scope="module", params=["exported", "exported_as_trained"])
+def version(request):
+    """An export of `trained`, folded or not."""
+    return request.getfixturevalue(request.param) / "1"
 
 
 @pytest.fixture

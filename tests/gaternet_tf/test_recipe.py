@@ -79,6 +79,7 @@ def planted(on, off, gates=8, images=50):
         "gates": gates,
         "gates_always_on": on,
         "gates_always_off": off,
+        "gates_input_dependent": gates - on - off,
     }
 
 

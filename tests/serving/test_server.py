@@ -82,8 +82,8 @@ def remove_variables(version):
 
 
 @pytest.mark.parametrize("damage", [damage_graph, damage_variables, remove_variables])
-def test_a_damaged_export_is_refused(exported, tmp_path, damage):
-    shutil.copytree(exported, tmp_path / "models")
+def test_a_damaged_export_is_refused(exported_as_trained, tmp_path, damage):
+    shutil.copytree(exported_as_trained, tmp_path / "models")
     damage(tmp_path / "models" / "1")
     flags = ["--model_base_path=models", "--port=0"]
     run_module("serving.server", *flags, cwd=tmp_path).assert_refused(

@@ -18,8 +18,9 @@ def test_trains_with_one_line_an_epoch_and_no_progress_bar_off_a_terminal(tmp_pa
     assert "1294 images of 'train' train, 143 validate, 360 of 'test' test" in lines[1]
     assert "on 1 replica" in lines[2]
     assert [line.split()[:2] for line in lines[3:4]] == [["epoch", "1/1"]]
-    assert lines[4].startswith("test accuracy ")
-    assert lines[5].startswith("gates: 112, ")
+    assert lines[4] == "weights of epoch 1, the best on the validation images"
+    assert lines[5].startswith("test accuracy ")
+    assert lines[6].startswith("gates: 112, ")
     assert "\r" not in done.out
     assert {path.name for path in workdir.iterdir()} == {
         "checkpoints",
