@@ -81,7 +81,7 @@ def spread(seconds) -> str:
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
-def write_exports(directory: pathlib.Path) -> tuple[dict, dict[str, pathlib.Path], tuple]:
+def write_exports(directory: pathlib.Path) -> tuple[dict, dict[str, pathlib.Path], Any]:
     """Functions of normalised images by name, their exports, and pictures to ask them about.
 
     Of a run these are test pictures, since settled gates may be others on noise.
