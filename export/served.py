@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
 
 C_SESSION = pathlib.Path(__file__).with_name("c_session.py")
@@ -25,9 +26,7 @@ def read_meta_graph(version_dir: pathlib.Path):
     """
     try:
         saved = saved_model_pb2.SavedModel.FromString((version_dir / "saved_model.pb").read_bytes())
-    except Exception as error:  # protobuf's DecodeError, whose place differs between its versions
-        if isinstance(error, OSError):
-            raise
+    except DecodeError as error:
         raise ValueError(f"saved_model.pb cannot be parsed ({error})") from error
     tags = [set(graph.meta_info_def.tags) for graph in saved.meta_graphs]
     if {"serve"} not in tags:

@@ -122,10 +122,9 @@ class SpecializedNetwork:
         """All gates; FC2 computes only those that are not settled."""
         free = np.flatnonzero(self.calibration.free)
         batch = tf.shape(images)[0]
-        settled = tf.constant(np.stack([self.calibration.always_off, self.calibration.always_on]))
-        constants = tf.cast(settled[1], tf.float32)
         if not len(free):
-            return tf.tile(constants[None, :], [batch, 1])
+            constants = self.calibration.always_on[None, :].astype(np.float32)
+            return tf.tile(constants, [batch, 1])
         kernel, bias = self.full.weights[self.head.name]
         wanted = {"inputs": self.head.input}
         inputs = self.full.evaluate(wanted, [(self.model.input, images)])["inputs"]

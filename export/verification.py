@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from tensorflow.core.framework import op_def_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
@@ -117,7 +118,10 @@ def read_warm_up(path: pathlib.Path) -> list[Request]:
     """
     requests = []
     for number, record in enumerate(tf.data.TFRecordDataset(str(path)).as_numpy_iterator(), 1):
-        log = prediction_log_pb2.PredictionLog.FromString(record)
+        try:
+            log = prediction_log_pb2.PredictionLog.FromString(record)
+        except DecodeError as error:
+            raise ValueError(f"warm-up record {number} cannot be parsed ({error})") from error
         kind = log.WhichOneof("log_type")
         if kind == "predict_log":
             request = log.predict_log.request

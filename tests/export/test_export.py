@@ -75,6 +75,17 @@ def example(picture):
     return tf.train.Example(features=features).SerializeToString()
 
 
+def ask_all(served, images, pictures):
+    """The answers of the four signatures on the same pictures."""
+    examples = np.array([example(picture) for picture in pictures], object)
+    return served.ask(
+        ("serving_default", {"images": images}),
+        ("image_bytes", {"image_bytes": pictures}),
+        ("classify", {"inputs": examples}),
+        ("gates", {"images": images}),
+    )
+
+
 def test_signatures_are_those_of_the_contract(served):
     signatures = served.signatures()
     assert set(signatures) == set(SIGNATURES)
@@ -93,13 +104,7 @@ def test_signatures_are_those_of_the_contract(served):
 
 def test_every_signature_equals_the_keras_model(served, wanted):
     images, pictures, probabilities, gates = wanted
-    examples = np.array([example(picture) for picture in pictures], object)
-    default, encoded, classified, gated = served.ask(
-        ("serving_default", {"images": images}),
-        ("image_bytes", {"image_bytes": pictures}),
-        ("classify", {"inputs": examples}),
-        ("gates", {"images": images}),
-    )
+    default, encoded, classified, gated = ask_all(served, images, pictures)
     for answer in (default, encoded, gated):
         np.testing.assert_allclose(answer["probabilities"], probabilities, atol=1e-5)
         np.testing.assert_array_equal(answer["class_ids"], probabilities.argmax(axis=1))
@@ -216,13 +221,7 @@ def test_accuracy_through_every_signature_is_the_evaluated_one(served, trained, 
     images = np.stack([image.numpy() for image, _ in digits.examples("test")])
     labels = np.array([int(label) for _, label in digits.examples("test")])
     pictures = np.array([tf.io.encode_png(image).numpy() for image in images], object)
-    examples = np.array([example(picture) for picture in pictures], object)
-    default, encoded, classified, gated = served.ask(
-        ("serving_default", {"images": images}),
-        ("image_bytes", {"image_bytes": pictures}),
-        ("classify", {"inputs": examples}),
-        ("gates", {"images": images}),
-    )
+    default, encoded, classified, gated = ask_all(served, images, pictures)
     right = round(trained.result["test_accuracy"] * len(labels))
     for answer in (default, encoded, gated):
         assert int((answer["class_ids"] == labels).sum()) == right

@@ -65,6 +65,14 @@ def test_a_graph_that_is_none(version, content):
     assert problem.startswith("saved_model.pb ")
 
 
+def test_a_warm_up_record_that_is_none(version):
+    with tf.io.TFRecordWriter(str(version / "assets.extra/tf_serving_warmup_requests")) as writer:
+        writer.write(b"not a proto \xff\xff\xff")
+    sign_anew(version)
+    (problem,) = problems_of(version)
+    assert problem.startswith("warm-up record 1 cannot be parsed")
+
+
 def test_what_is_no_version_of_ours(tmp_path):
     (problem,) = problems_of(tmp_path / "nowhere")
     assert "must be a version that export.main wrote" in problem
