@@ -198,9 +198,7 @@ def _builder(name, data_dir, skip_unreadable):
 
 def _prepare(builder, name, download):
     directory = builder.data_dir
-    help_text = (
-        "Give --data_dir=DIR if it is elsewhere, or take --dataset=digits, which needs no network."
-    )
+    elsewhere = "Give --data_dir=DIR if it is elsewhere"
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     if isinstance(builder, Digits | Idx | Folder):
@@ -210,12 +208,13 @@ def _prepare(builder, name, download):
         tfds.disable_progress_bar()
         print(f"dataset {name}: made from {origin} in {directory}", flush=True)
     elif builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-        _require_manual_files(builder, name, help_text)
+        _require_manual_files(builder, name)
         print(f"dataset {name}: made from your files in {directory} (hours)", flush=True)
     elif not download:
         raise UserError(
-            f"dataset '{name}' is not in {directory}, and --nodownload forbids to fetch it. "
-            f"{help_text}"
+            f"dataset '{name}' is not in {directory}, and this command may not fetch it. "
+            f"{elsewhere}; train.main and train.evaluate fetch it with --download, and "
+            "--dataset=digits needs no network."
         )
     else:
         for url in builder.url_infos:
@@ -223,14 +222,15 @@ def _prepare(builder, name, download):
                 host = urllib.parse.urlsplit(url).netloc
                 raise UserError(
                     f"dataset '{name}' is not in {directory}, and {host}, where it is published, "
-                    f"cannot be reached ({problem}). {help_text}"
+                    f"cannot be reached ({problem}). {elsewhere}, or take --dataset=digits, "
+                    "which needs no network."
                 )
         size = tfds.core.utils.Size(sum(info.size for info in builder.url_infos.values()))
         print(f"dataset {name}: downloading {size} to {directory}", flush=True)
     builder.download_and_prepare()
 
 
-def _require_manual_files(builder, name, help_text):
+def _require_manual_files(builder, name):
     """Raises `UserError` unless the files are there that the user alone can fetch."""
     directory = pathlib.Path(builder.data_dir_root) / "downloads" / "manual"
     wanted = defaults_of(name).manual_files
@@ -245,7 +245,7 @@ def _require_manual_files(builder, name, help_text):
         raise UserError(
             f"dataset '{name}' is not in {builder.data_dir} and has to be fetched by hand into "
             f"{directory}:\n{builder.MANUAL_DOWNLOAD_INSTRUCTIONS.strip()}{''.join(problems)}\n"
-            f"Archives stay as they are, not unpacked. {help_text}"
+            f"Archives stay as they are, not unpacked. Give --data_dir=DIR if the set is elsewhere."
         )
 
 
