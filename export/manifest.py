@@ -1,14 +1,13 @@
-"""The manifest of a version: where it came from, how to read its answers, what its files are."""
+"""Writes a version's manifest: where it came from, how to read its answers, what its files are."""
 
 import hashlib
 import pathlib
 
 from gaternet_tf.errors import UserError
+from gaternet_tf.macs import gate_macs, layer_macs
+from gaternet_tf.manifest import FORMAT, PLACE, read_manifest
 from gaternet_tf.models import gate_map
-from gaternet_tf.runs import RunDirectory, git_commit, package_versions, read_json, write_json
-
-FORMAT = "gaternet-export-2"
-PLACE = pathlib.PurePath("assets.extra") / "gaternet.json"
+from gaternet_tf.runs import RunDirectory, git_commit, package_versions, write_json
 
 
 def write_manifest(directory: pathlib.Path, run: RunDirectory, model, name: str, how: dict) -> None:
@@ -36,28 +35,12 @@ def write_manifest(directory: pathlib.Path, run: RunDirectory, model, name: str,
         "labels": run.labels,
         "preprocessing": document["preprocessing"],
         "gates": {"count": len(gate_map(model)), "segments": gate_map(model).to_rows()},
+        # Of the network as it was trained, see gaternet_tf.macs.
+        "macs": {"total": sum(layer_macs(model).values()), "gates": gate_macs(model).tolist()},
         "export": {"git_commit": git_commit(), "versions": package_versions(), **how},
         "sha256": checksums(directory),
     }
     write_json(directory / PLACE, manifest)
-
-
-def read_manifest(directory: pathlib.Path) -> dict:
-    """The manifest of a version.
-
-    Raises:
-      UserError: when there is none of ours.
-    """
-    try:
-        manifest = read_json(directory / PLACE)
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"its format is {manifest['format']}, not {FORMAT}")
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"'{directory}' must be a version that export.main wrote, with {PLACE}, and it is not "
-            f"({error})"
-        ) from error
-    return manifest
 
 
 def is_export(directory: pathlib.Path) -> bool:

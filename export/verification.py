@@ -9,10 +9,11 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.framework import op_def_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-from export.manifest import checksums, read_manifest
+from export.manifest import checksums
 from export.served import Answer, Request, Served
 from export.warmup import FILE_NAME
 from gaternet_tf.errors import UserError
+from gaternet_tf.manifest import read_manifest
 
 MAX_RECORDS = 1000
 """TensorFlow Serving refuses a version with more warm-up records."""

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gaternet_tf.data import evaluation_batches, open_dataset
+from gaternet_tf.data import Dataset, evaluation_batches, open_dataset
 from gaternet_tf.errors import UserError
 from gaternet_tf.macs import gate_macs, layer_macs
 from gaternet_tf.models import gate_map
@@ -150,13 +150,7 @@ def evaluate_run(
       UserError: for no finished run, or a dataset that is not there or has other classes.
     """
     run = open_run(workdir)
-    skip = run.config.get("skip_unreadable", False)
-    data = open_dataset(dataset or run.config["dataset"], data_dir, download, skip)
-    if list(data.labels) != run.labels:
-        raise UserError(
-            f"--dataset must have the classes that the run was trained on, {_some(run.labels)}, "
-            f"and '{data.name}' has {_some(data.labels)}"
-        )
+    data = dataset_with_classes(run.labels, run.config, dataset, data_dir, download)
     batches = evaluation_batches(data, run.preprocessing, batch_size)
     result = {
         "dataset": data.name,
@@ -167,6 +161,28 @@ def evaluate_run(
     name = re.sub(r"[^\w.-]+", "-", data.name).strip("-")
     write_json(run.path / f"evaluation-{name}-{data.test_split}.json", result)
     return result
+
+
+def dataset_with_classes(
+    labels: list[str],
+    config: dict,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    download: bool = True,
+) -> Dataset:
+    """Opens the dataset of a run with these settings, or another one with the same classes.
+
+    Raises:
+      UserError: for a dataset that is not there or has other classes.
+    """
+    skip = config.get("skip_unreadable", False)
+    data = open_dataset(dataset or config["dataset"], data_dir, download, skip)
+    if list(data.labels) != labels:
+        raise UserError(
+            f"--dataset must have the classes that the run was trained on, {_some(labels)}, "
+            f"and '{data.name}' has {_some(data.labels)}"
+        )
+    return data
 
 
 def _some(labels):

@@ -6,6 +6,7 @@ from gaternet_tf.data.holdout import hold_out
 from gaternet_tf.data.pipeline import (
     channel_statistics,
     evaluation_batches,
+    picture_batches,
     training_batches,
     validation_batches,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "evaluation_batches",
     "hold_out",
     "open_dataset",
+    "picture_batches",
     "training_batches",
     "validation_batches",
 ]

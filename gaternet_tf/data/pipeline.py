@@ -119,13 +119,24 @@ def evaluation_batches(
     Raises:
       UserError: for a split that the dataset has not.
     """
+    return _normalized(picture_batches(dataset, preprocessing, batch_size, split), preprocessing)
+
+
+def picture_batches(
+    dataset: Dataset, preprocessing: Preprocessing, batch_size: int, split: str | None = None
+):
+    """The same before normalisation: uint8 [batch, height, width, channels].
+
+    Raises:
+      UserError: for a split that the dataset has not.
+    """
     splits = sorted(dataset.builder.info.splits)
     if split is not None and split not in splits:
         raise UserError(
             f"a split of '{dataset.name}' must be one of {', '.join(splits)}, got '{split}'"
         )
     pictures = _pictures(dataset, dataset.files(split or dataset.test_split), preprocessing)
-    return _in_order(pictures, preprocessing, batch_size)
+    return pictures.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
 
 def validation_batches(dataset: Dataset, preprocessing: Preprocessing, batch_size: int):
@@ -133,11 +144,11 @@ def validation_batches(dataset: Dataset, preprocessing: Preprocessing, batch_siz
     pictures = _pictures(dataset, dataset.validation_files(), preprocessing)
     if dataset.validation_images * math.prod(preprocessing.shape) <= CACHE_BYTES:
         pictures = pictures.cache()
-    return _in_order(pictures, preprocessing, batch_size)
+    return _normalized(pictures.batch(batch_size), preprocessing)
 
 
-def _in_order(pictures, preprocessing, batch_size):
-    data = pictures.batch(batch_size).map(
+def _normalized(batches, preprocessing):
+    data = batches.map(
         lambda images, labels: (preprocessing.normalize(images), labels),
         num_parallel_calls=tf.data.AUTOTUNE,
     )

@@ -10,10 +10,10 @@ import tensorflow as tf
 from helpers import small_config
 
 from export.exporting import ExportConfig, export_run
-from export.manifest import read_manifest
 from export.served import Request, Served
 from export.verification import read_warm_up
 from gaternet_tf import UserError, gate_map
+from gaternet_tf.manifest import read_manifest
 from gaternet_tf.runs import open_run
 from gaternet_tf.training import train
 

@@ -13,9 +13,9 @@ import time
 import pytest
 from helpers import ROOT, run_module
 
-from export.manifest import read_manifest
 from export.publish import existing_versions
 from export.verification import problems_of
+from gaternet_tf.manifest import read_manifest
 
 
 def test_exports_the_next_version_and_leaves_the_old_one(tmp_path, exported, trained):
