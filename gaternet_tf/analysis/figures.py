@@ -1,0 +1,353 @@
+"""The paper's figures, and two more, drawn from an analysis: PNG, SVG and CSV of each."""
+
+import csv
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
+
+from gaternet_tf.analysis.files import Analysis
+
+KINDS = {
+    "always_on": ("always on", "#0072B2", ""),
+    "input_dependent": ("input-dependent", "#E69F00", "//"),
+    "always_off": ("always off", "#CCCCCC", ".."),
+}
+"""Name, colour (of Okabe and Ito's palette, which the colour-blind tell apart) and hatching."""
+CLASS_COLOURS = (
+    *("#332288", "#E69F00", "#117733", "#CC6677", "#56B4E9"),
+    *("#882255", "#44AA99", "#999933", "#AA4499", "#000000"),
+)
+CLASS_MARKERS = "os^Dv"
+"""Shape and colour together tell 50 classes apart."""
+LEGEND_CLASSES = 20
+STYLE: Any = {
+    "svg.hashsalt": "gaternet",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "hatch.linewidth": 0.5,
+}
+FIGURE_NAMES = (
+    "gate_kinds_by_unit",
+    "images_per_gate",
+    "gates_per_image",
+    "t_sne",
+    "gate_rate_by_class",
+    "macs_per_image",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """One figure.
+
+    Attributes:
+      name: of its files.
+      title: a few words.
+      caption: what is seen and how to read it.
+      alternative: what it shows, for those who do not see it.
+      rows: the numbers behind it, headings first.
+      draw: draws it on an empty matplotlib figure.
+    """
+
+    name: str
+    title: str
+    caption: str
+    alternative: str
+    rows: list[list]
+    draw: Callable[[Canvas], None]
+
+
+def figures_of(analysis: Analysis) -> list[Figure]:
+    """The figures that this analysis has numbers for."""
+    document = analysis.document
+    figures = [
+        _kinds_by_unit(document["units"]),
+        _images_per_gate(document),
+        _gates_per_image(document),
+    ]
+    if len(analysis.points):
+        figures.append(_t_sne(analysis))
+    figures.append(_rate_by_class(document))
+    if "absent" not in document["macs"]:
+        figures.append(_macs_per_image(document))
+    return figures
+
+
+def write_figure(figure: Figure, directory: pathlib.Path) -> None:
+    """Writes NAME.png, NAME.svg and NAME.csv."""
+    with mpl.rc_context(STYLE):
+        canvas = Canvas(figsize=(6.4, 3.6), layout="constrained")
+        figure.draw(canvas)
+        canvas.savefig(directory / f"{figure.name}.png", dpi=200)
+        # Without a date, the same numbers give the same file.
+        canvas.savefig(directory / f"{figure.name}.svg", dpi=200, metadata={"Date": None})
+    write_csv(directory / f"{figure.name}.csv", figure.rows)
+
+
+def write_csv(path: pathlib.Path, rows: Sequence[Sequence]) -> None:
+    """Writes a table, headings first."""
+    with path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def class_style(number: int) -> tuple[str, str]:
+    """Colour and marker of a class."""
+    colours = len(CLASS_COLOURS)
+    marker = CLASS_MARKERS[(number + number // colours) % len(CLASS_MARKERS)]
+    return CLASS_COLOURS[number % colours], marker
+
+
+def _kinds_by_unit(units):
+    names = [unit["name"].replace("_", " ") for unit in units]
+    shares = {
+        kind: np.array([100 * unit[kind] / unit["total"] for unit in units]) for kind in KINDS
+    }
+
+    def draw(canvas):
+        axes = canvas.subplots()
+        places = np.arange(1, len(units) + 1)
+        bottom = np.zeros(len(units))
+        for kind, (label, colour, hatch) in KINDS.items():
+            axes.bar(
+                *(places, shares[kind], 0.85, bottom),
+                label=label,
+                color=colour,
+                hatch=hatch,
+                edgecolor="white",
+            )
+            bottom += shares[kind]
+        for number in range(1, len(units)):
+            if units[number]["stage"] != units[number - 1]["stage"]:
+                axes.axvline(number + 0.5, color="black", linewidth=0.8, linestyle=":")
+        axes.set(
+            xlabel="residual unit, from input to output (dotted: a new stage)",
+            ylabel="share of the unit's gates, %",
+            xlim=(0.4, len(units) + 0.6),
+            ylim=(0, 100),
+        )
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        canvas.legend(loc="outside upper center", ncols=3, frameon=False)
+
+    first, last = shares["input_dependent"][0], shares["input_dependent"][-1]
+    deepest = int(shares["input_dependent"].argmax())
+    return Figure(
+        "gate_kinds_by_unit",
+        "Gates of each residual unit",
+        "Each bar is a residual unit, the first one at the left. Blue is the share of its gates "
+        "that are on for every image, grey the share that are off for every image, and orange the "
+        "share that depend on the image.",
+        f"Stacked bars of {len(units)} residual units. Input-dependent are {first:.0f} % of the "
+        f"first unit's gates, {last:.0f} % of the last one's, and most, "
+        f"{shares['input_dependent'][deepest]:.0f} %, in {names[deepest]}.",
+        [
+            ["unit", "gates", *KINDS],
+            *([unit["name"], unit["total"], *(unit[kind] for kind in KINDS)] for unit in units),
+        ],
+        draw,
+    )
+
+
+def _bars(histogram, xlabel, ylabel, lines=()):
+    """Draws a histogram; `lines` are (place, label)."""
+    edges, numbers = np.array(histogram["edges"], float), histogram["counts"]
+
+    def draw(canvas):
+        axes = canvas.subplots()
+        colour = KINDS["always_on"][1]
+        axes.bar(edges[:-1], numbers, np.diff(edges), align="edge", color=colour, edgecolor="white")
+        for place, label in lines:
+            axes.axvline(place, color="black", linewidth=0.8, linestyle="--")
+            axes.annotate(
+                f" {label}", (place, 1.0), xycoords=("data", "axes fraction"), va="top", fontsize=8
+            )
+        axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(edges[0], edges[-1]))
+        if max(numbers, default=0) < 5:
+            axes.yaxis.get_major_locator().set_params(integer=True)
+
+    return draw
+
+
+def _bins(histogram, name):
+    edges = histogram["edges"]
+    rows = zip(edges[:-1], edges[1:], histogram["counts"], strict=True)
+    return [["from", "below", name], *map(list, rows)]
+
+
+def _images_per_gate(document):
+    histogram, images = document["images_per_input_dependent_gate"], document["images"]
+    gates = document["gates"]
+    nearly = gates["nearly_always_off"] + gates["nearly_always_on"]
+    return Figure(
+        "images_per_gate",
+        "On how many images each input-dependent gate is on",
+        "Each bar counts the input-dependent gates that are on for so many of the images. Gates at "
+        "the left edge are nearly always off, those at the right edge nearly always on; those in "
+        "the middle tell images apart. Dashed: 1 % and 99 % of the images.",
+        f"Histogram of {gates['input_dependent']} input-dependent gates: {nearly} are on for fewer "
+        f"than 1 % or more than 99 % of {images} images, {gates['between']} lie between.",
+        _bins(histogram, "gates"),
+        _bars(
+            histogram,
+            f"images for which the gate is on, of {images:,}",
+            "input-dependent gates",
+            [(images / 100, "1 %"), (images * 0.99, "99 %")],
+        ),
+    )
+
+
+def _gates_per_image(document):
+    histogram, spread = document["gates_on"]["histogram"], document["gates_on"]["all"]
+    total = document["gates"]["total"]
+    return Figure(
+        "gates_per_image",
+        "Gates that are on for an image",
+        f"Each bar counts the images for which so many of the {total:,} gates are on. A narrow "
+        "hill means that all images use about as many filters, if not the same ones. Dashed: the "
+        "mean.",
+        f"Histogram of {spread['images']} images: from {spread['min']} to {spread['max']} gates "
+        f"are on, {spread['mean']:.1f} on average with a standard deviation of "
+        f"{spread['std']:.1f}.",
+        _bins(histogram, "images"),
+        _bars(
+            histogram,
+            f"gates on, of {total:,}",
+            "images",
+            [(spread["mean"], f"mean {spread['mean']:.1f}")],
+        ),
+    )
+
+
+def _t_sne(analysis):
+    document, record = analysis.document, analysis.record
+    labels, points = record.labels[analysis.sample], analysis.points
+    present = np.unique(labels)
+
+    def draw(canvas):
+        canvas.set_size_inches(6.4, 5.2)
+        axes = canvas.subplots()
+        size = float(np.clip(20_000 / len(points), 2, 20))
+        for number in present:
+            colour, marker = class_style(number)
+            place = labels == number
+            axes.scatter(
+                *points[place].T,
+                s=size,
+                color=colour,
+                marker=marker,
+                alpha=0.7,
+                linewidths=0,
+                rasterized=len(points) > 1000,
+            )
+        axes.set(xlabel="t-SNE 1", ylabel="t-SNE 2", xticks=[], yticks=[])
+        if len(present) <= LEGEND_CLASSES:
+            styles = [class_style(number) for number in present]
+            handles = [
+                Line2D([], [], linestyle="", color=colour, marker=marker, markersize=5)
+                for colour, marker in styles
+            ]
+            names = [document["classes"][number] for number in present]
+            canvas.legend(handles, names, loc="outside right upper", frameon=False)
+
+    separation = document["separation"]
+    numbers = ""
+    if "absent" not in separation["neighbours"]:
+        near = separation["neighbours"]
+        numbers = (
+            f" Of the images, {near['accuracy']:.1%} have the class of most of their {near['k']} "
+            f"nearest others; with shuffled labels {near['accuracy_shuffled']:.1%}."
+        )
+    return Figure(
+        "t_sne",
+        "Gate vectors of the images",
+        "Each point is an image, and images with similar gates lie near each other; colour and "
+        "shape are the class. The gate vectors were reduced to "
+        f"{separation['t_sne']['pca_components']} dimensions by PCA and to 2 by t-SNE, whose axes "
+        "have no meaning, nor have distances between groups. Where a class forms an island, the "
+        "gates know the class.",
+        f"Scatter plot of {len(points)} images of {len(present)} classes.{numbers}",
+        [
+            ["image", "t_sne_1", "t_sne_2", "class", "prediction"],
+            *(
+                [
+                    int(image),
+                    *(round(float(value), 4) for value in point),
+                    document["classes"][record.labels[image]],
+                    document["classes"][record.predictions[image]],
+                ]
+                for image, point in zip(analysis.sample, points, strict=True)
+            ),
+        ],
+        draw,
+    )
+
+
+def _rate_by_class(document):
+    names = [unit["name"] for unit in document["units"]]
+    rates, classes = document["gate_rate_by_class"], document["classes"]
+    rows = [
+        [np.nan] * len(names) if row is None else [100 * value for value in row] for row in rates
+    ]
+
+    def draw(canvas):
+        canvas.set_size_inches(6.4, max(3.0, min(9.0, 0.22 * len(classes) + 1.2)))
+        axes = canvas.subplots()
+        image = axes.imshow(
+            np.array(rows, float), aspect="auto", cmap="cividis", vmin=0, vmax=100, origin="upper"
+        )
+        axes.set_xticks(range(len(names)))
+        axes.set_xticklabels(
+            [name.replace("stage", "").replace("_unit", ".") for name in names],
+            fontsize=8 if len(names) < 20 else 5,
+            rotation=0 if len(names) < 20 else 90,
+        )
+        if len(classes) <= LEGEND_CLASSES:
+            axes.set_yticks(range(len(classes)), classes)
+        axes.set(xlabel="residual unit (stage.unit)", ylabel="class")
+        canvas.colorbar(image, label="gates on, %")
+
+    known = [row for row in rows if not np.isnan(row).any()]
+    apart = np.ptp(np.array(known), axis=0)
+    most = int(apart.argmax())
+    return Figure(
+        "gate_rate_by_class",
+        "Gates on by class and unit",
+        "Each row is a class, each column a residual unit; the brighter, the more of the unit's "
+        "gates are on for images of the class. Where the colour changes down a column, the unit "
+        "works differently for different classes.",
+        f"Heat map of {len(classes)} classes and {len(names)} residual units. Classes differ most "
+        f"in {names[most].replace('_', ' ')}, by up to {apart[most]:.1f} percentage points.",
+        [
+            ["class", *names],
+            *(
+                [name, *("" if row is None else (round(value, 6) for value in row))]
+                for name, row in zip(classes, rates, strict=True)
+            ),
+        ],
+        draw,
+    )
+
+
+def _macs_per_image(document):
+    macs = document["macs"]
+    histogram = dict(macs["histogram"])
+    histogram["edges"] = [edge / 1e6 for edge in histogram["edges"]]
+    left = macs["without_off_filters"]
+    return Figure(
+        "macs_per_image",
+        "Multiply-accumulates without off filters",
+        f"Each bar counts the images for which so many of the {macs['total'] / 1e6:.2f} million "
+        "multiply-accumulates are left if filters that are off are not computed; the gater's own "
+        "are included. This is theory: training and the plain export compute all of them.",
+        f"Histogram: {left['min'] / 1e6:.2f} to {left['max'] / 1e6:.2f} million of "
+        f"{macs['total'] / 1e6:.2f} million, {left['mean'] / 1e6:.2f} on average.",
+        _bins(macs["histogram"], "images"),
+        _bars(histogram, "million multiply-accumulates of an image", "images"),
+    )

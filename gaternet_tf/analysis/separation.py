@@ -1,0 +1,157 @@
+"""Whether images of a class have similar gates: a picture by t-SNE, and numbers beside it."""
+
+import dataclasses
+
+import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from sklearn.metrics import silhouette_score
+from sklearn.neighbors import NearestNeighbors
+
+from gaternet_tf.analysis.record import GateRecord
+
+IMAGES = 10_000
+"""More are sampled."""
+NUMBERS = 50_000_000
+"""Images x input-dependent gates that are taken at once: 200 MB. More, and fewer are sampled."""
+COMPONENTS = 400
+"""Dimensions that PCA leaves for t-SNE, as in the paper."""
+SILHOUETTE_IMAGES = 5_000
+NEIGHBOURS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Separation:
+    """What `separate` found.
+
+    Attributes:
+      sample: int64 [n], the images that were looked at, ascending.
+      points: float32 [n, 2], their place in the picture; [0, 2] if there is none.
+      document: the numbers, JSON-ready. What cannot be had is `{"absent": reason}`.
+    """
+
+    sample: np.ndarray
+    points: np.ndarray
+    document: dict
+
+
+def separate(
+    record: GateRecord, on: np.ndarray, perplexity: float = 30.0, seed: int = 0
+) -> Separation:
+    """Looks at the gate vectors of at most 10,000 images.
+
+    The vectors, of input-dependent gates only since the others add nothing, are reduced by PCA to
+    at most 400 dimensions and by t-SNE to 2. On the vectors themselves, with the Hamming distance:
+    the share of images whose class the majority of their 10 nearest other images has, and the mean
+    silhouette coefficient; and both again with the labels shuffled, which is what chance gives.
+
+    Args:
+      record: the gates.
+      on: int64 [gates], on how many images each gate is on.
+      perplexity: of t-SNE, about the number of neighbours that an image is kept near to.
+      seed: of the sample, PCA, t-SNE and the shuffling.
+    """
+    dependent = np.flatnonzero((on > 0) & (on < record.images))
+    most = min(IMAGES, max(2, NUMBERS // max(1, len(dependent))))
+    sample = stratified_sample(record.labels, most, seed)
+    document: dict = {
+        "images": len(sample),
+        "input_dependent_gates": len(dependent),
+        "perplexity": perplexity,
+        "seed": seed,
+    }
+    nowhere = np.zeros((0, 2), np.float32)
+    if not len(dependent):
+        reason = {"absent": "no gate depends on the input, so all images have the same gates"}
+        return Separation(
+            sample, nowhere, document | dict.fromkeys(("t_sne", "neighbours", "silhouette"), reason)
+        )
+    vectors = np.empty((len(sample), len(dependent)), np.float32)
+    for start in range(0, len(sample), 1000):
+        part = slice(start, start + 1000)
+        vectors[part] = record.rows(sample[part])[:, dependent]
+    labels = record.labels[sample]
+    shuffled = np.random.default_rng(seed).permutation(labels)
+    document["neighbours"] = _neighbours(vectors, labels, shuffled)
+    document["silhouette"] = _silhouette(vectors, labels, shuffled, seed)
+    if len(sample) <= perplexity:
+        document["t_sne"] = {
+            "absent": f"t-SNE with perplexity {perplexity:g} needs more images than that, and "
+            f"there are {len(sample)}"
+        }
+        return Separation(sample, nowhere, document)
+    points, document["t_sne"] = _embed(vectors, perplexity, seed)
+    return Separation(sample, points, document)
+
+
+def stratified_sample(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Indices of at most `most` images, ascending, with the same share of each class.
+
+    Of each class the next lower whole number is taken and those with the largest remainders get one
+    more, so that there are exactly `most`; within a class the choice is random.
+    """
+    if len(labels) <= most:
+        return np.arange(len(labels))
+    classes, sizes = np.unique(labels, return_counts=True)
+    exact = sizes * most / len(labels)
+    quota = np.floor(exact).astype(int)
+    quota[np.argsort(quota - exact, kind="stable")[: most - quota.sum()]] += 1
+    generator = np.random.default_rng(seed)
+    chosen = [
+        generator.choice(np.flatnonzero(labels == number), size, replace=False)
+        for number, size in zip(classes, quota, strict=True)
+    ]
+    return np.sort(np.concatenate(chosen))
+
+
+def _embed(vectors, perplexity, seed):
+    components = min(COMPONENTS, *vectors.shape)
+    pca = PCA(components, svd_solver="auto", random_state=seed)
+    reduced = pca.fit_transform(vectors)
+    t_sne = TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=-1)
+    points = t_sne.fit_transform(reduced).astype(np.float32)
+    return points, {
+        "pca_components": components,
+        "pca_explained_variance": float(min(1.0, pca.explained_variance_ratio_.sum())),
+        "kl_divergence": float(t_sne.kl_divergence_),
+    }
+
+
+def _neighbours(vectors, labels, shuffled):
+    if len(vectors) <= NEIGHBOURS:
+        return {
+            "absent": f"{NEIGHBOURS} nearest other images need more than {NEIGHBOURS} images, and "
+            f"there are {len(vectors)}"
+        }
+    # Without arguments, kneighbors leaves each image out of its own neighbours. On vectors of 0 and
+    # 1 the Euclidean order is Hamming's, and much faster.
+    _, near = NearestNeighbors(n_neighbors=NEIGHBOURS, algorithm="brute").fit(vectors).kneighbors()
+    return {
+        "k": NEIGHBOURS,
+        "accuracy": _majority_accuracy(near, labels),
+        "accuracy_shuffled": _majority_accuracy(near, shuffled),
+    }
+
+
+def _majority_accuracy(near, labels):
+    """Share of images whose class is the most frequent among their neighbours (lowest at ties)."""
+    votes = np.zeros((len(labels), labels.max() + 1), np.int32)
+    np.add.at(votes, (np.arange(len(labels))[:, None], labels[near]), 1)
+    return float(np.mean(votes.argmax(axis=1) == labels))
+
+
+def _silhouette(vectors, labels, shuffled, seed):
+    chosen = stratified_sample(labels, SILHOUETTE_IMAGES, seed)
+    vectors, labels, shuffled = vectors[chosen], labels[chosen], shuffled[chosen]
+    classes = len(np.unique(labels))
+    if not 2 <= classes < len(labels):
+        return {
+            "absent": f"a silhouette needs at least 2 classes and fewer than images; there are "
+            f"{classes} classes and {len(labels)} images"
+        }
+    # Squared Euclidean distance of vectors of 0 and 1 is Hamming's, times their length.
+    return {
+        "images": len(labels),
+        "mean": float(silhouette_score(vectors, labels, metric="sqeuclidean")),
+        "mean_shuffled": float(silhouette_score(vectors, shuffled, metric="sqeuclidean")),
+    }

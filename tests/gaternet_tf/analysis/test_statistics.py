@@ -1,0 +1,229 @@
+"""Every number of an analysis, on gate matrices where it is known."""
+
+import numpy as np
+import pytest
+
+from gaternet_tf.analysis.record import CHUNK, GateRecord, pack, unpack
+from gaternet_tf.analysis.statistics import (
+    count,
+    histogram,
+    kinds,
+    mutual_information,
+    statistics_of,
+)
+from gaternet_tf.models.gate_map import GateMap, GateSegment
+
+TWO_UNITS = GateMap([GateSegment(1, 1, 2, 4), GateSegment(2, 1, 2, 3)])
+
+
+def record_of(gates, labels=None, predictions=None, gate_map=TWO_UNITS, **more):
+    gates = np.asarray(gates, bool)
+    labels = np.zeros(len(gates), np.int32) if labels is None else np.asarray(labels, np.int32)
+    return GateRecord(
+        packed=pack(gates),
+        labels=labels,
+        predictions=labels if predictions is None else np.asarray(predictions, np.int32),
+        confidences=np.ones(len(gates), np.float32),
+        gate_map=gate_map,
+        classes=["cat", "dog"],
+        **more,
+    )
+
+
+PLANTED = np.array(
+    [
+        [1, 0, 1, 0, 0, 0, 0],
+        [1, 0, 1, 1, 0, 0, 0],
+        [1, 0, 0, 1, 0, 1, 0],
+        [1, 0, 0, 1, 0, 1, 0],
+    ]
+)
+
+
+@pytest.fixture(name="planted")
+def planted_fixture():
+    return record_of(
+        PLANTED,
+        labels=[0, 0, 1, 1],
+        predictions=[0, 1, 1, 1],
+        macs=1000,
+        gate_macs=np.array([10, 10, 10, 10, 100, 100, 100]),
+    )
+
+
+@pytest.fixture(name="numbers")
+def numbers_fixture(planted):
+    return statistics_of(planted, count(planted))
+
+
+def test_packing_survives_every_width():
+    rng = np.random.default_rng(0)
+    for gates in (1, 7, 8, 9, 336):
+        matrix = rng.random((5, gates)) < 0.5
+        np.testing.assert_array_equal(unpack(pack(matrix), gates), matrix)
+
+
+def test_kinds_of_gates(numbers):
+    assert numbers["gates"] == {
+        "total": 7,
+        "always_on": 1,
+        "always_off": 3,
+        "input_dependent": 3,
+        "nearly_always_off": 0,
+        "nearly_always_on": 0,
+        "between": 3,
+    }
+    assert numbers["gate_rate"] == (4 + 2 + 3 + 2) / 28
+
+
+@pytest.mark.parametrize(
+    ("on", "kind"),
+    [
+        (0, "always_off"),
+        (1, "nearly_always_off"),
+        (99, "nearly_always_off"),
+        (100, "between"),
+        (9900, "between"),
+        (9901, "nearly_always_on"),
+        (9999, "nearly_always_on"),
+        (10_000, "always_on"),
+    ],
+)
+def test_the_papers_edges_of_100_and_9900_images(on, kind):
+    numbers = kinds(np.array([on]), 10_000)
+    fine = ("always_off", "always_on", "nearly_always_off", "nearly_always_on", "between")
+    assert [name for name in fine if numbers[name]] == [kind]
+    assert numbers["input_dependent"] == int(0 < on < 10_000)
+
+
+def test_units_and_convolutions(numbers):
+    first, second = numbers["units"]
+    assert (first["always_on"], first["always_off"], first["input_dependent"]) == (1, 1, 2)
+    assert (second["always_on"], second["always_off"], second["input_dependent"]) == (0, 2, 1)
+    assert (first["gate_rate"], second["gate_rate"]) == (9 / 16, 2 / 12)
+    assert (first["images_off"], second["images_off"]) == (0, 2)
+    assert not first["never_runs"]
+    assert not second["never_runs"]
+    assert [row["name"] for row in numbers["convolutions"]] == [
+        "stage1_unit1_conv2",
+        "stage2_unit1_conv2",
+    ]
+
+
+def test_a_unit_never_runs_when_its_last_convolution_is_off_for_every_image():
+    gate_map = GateMap([GateSegment(1, 1, 1, 2), GateSegment(1, 1, 2, 2), GateSegment(1, 2, 2, 1)])
+    record = record_of([[1, 1, 0, 0, 1], [0, 1, 0, 0, 0]], gate_map=gate_map)
+    first, second = statistics_of(record, count(record))["units"]
+    assert first["never_runs"]
+    assert first["always_on"] == 1
+    assert (second["images_off"], second["never_runs"]) == (1, False)
+
+
+def test_gates_on_per_image(numbers):
+    on = numbers["gates_on"]
+    assert on["all"] == {
+        "images": 4,
+        "min": 2,
+        "max": 3,
+        "mean": 2.75,
+        "std": pytest.approx(0.4330127),
+    }
+    assert on["histogram"] == {"edges": [2, 3, 4], "counts": [1, 3]}
+    assert on["right"]["mean"] == pytest.approx(8 / 3)
+    assert (on["wrong"]["images"], on["wrong"]["mean"]) == (1, 3.0)
+    assert [row["mean"] for row in on["by_class"]] == [2.5, 3.0]
+    assert numbers["accuracy"] == 0.75
+
+
+def test_distinct_gate_vectors(numbers):
+    assert numbers["distinct_gate_vectors"] == 3
+
+
+def test_macs_without_off_filters(numbers):
+    # Image 0 has on: gates 0 and 2, so 2 x 10 and 3 x 100 are saved.
+    left = numbers["macs"]["without_off_filters"]
+    assert (left["min"], left["max"]) == (680.0, 780.0)
+    assert left["mean"] == (680 + 690 + 780 + 780) / 4
+    assert numbers["macs"]["total"] == 1000
+    assert sum(numbers["macs"]["histogram"]["counts"]) == 4
+
+
+def test_unknown_macs_are_marked_as_absent():
+    record = record_of(PLANTED)
+    assert "absent" in statistics_of(record, count(record))["macs"]
+
+
+def test_gate_rate_by_class(numbers):
+    assert numbers["gate_rate_by_class"] == [[5 / 8, 0.0], [0.5, 1 / 3]]
+
+
+def test_a_class_without_images_is_marked_as_absent():
+    record = record_of(PLANTED, labels=[1, 1, 1, 1])
+    numbers = statistics_of(record, count(record))
+    assert numbers["gate_rate_by_class"][0] is None
+    assert "absent" in numbers["gates_on"]["by_class"][0]
+    assert numbers["characteristic"] == [[], []]
+
+
+def test_characteristic_gates_come_by_mutual_information(numbers):
+    best = numbers["characteristic"][0]
+    # Gates 2 and 5 tell the class for sure: one bit. Gate 3 tells less, the others nothing.
+    assert [row["gate"] for row in best] == [2, 5, 3]
+    assert [row["mutual_information"] for row in best][:2] == [pytest.approx(1.0)] * 2
+    assert (best[0]["rate_in_class"], best[0]["rate_elsewhere"]) == (1.0, 0.0)
+    assert (best[1]["stage"], best[1]["unit"], best[1]["channel"]) == (2, 1, 1)
+
+
+def test_mutual_information_equals_its_definition():
+    rng = np.random.default_rng(3)
+    member, gates = rng.random(200) < 0.3, rng.random((200, 6)) < 0.4
+    bits = mutual_information(gates[member].sum(0), member.sum(), gates.sum(0), 200)
+    for gate in range(6):
+        wanted = 0.0
+        for on in (False, True):
+            for inside in (False, True):
+                both = np.mean((gates[:, gate] == on) & (member == inside))
+                if both:
+                    alone = np.mean(gates[:, gate] == on) * np.mean(member == inside)
+                    wanted += both * np.log2(both / alone)
+        assert bits[gate] == pytest.approx(wanted, abs=1e-12)
+
+
+def test_counting_in_chunks_changes_nothing():
+    rng = np.random.default_rng(1)
+    images = 2 * CHUNK + 7
+    gates, labels = rng.random((images, 7)) < 0.3, rng.integers(0, 2, images)
+    counts = count(record_of(gates, labels))
+    np.testing.assert_array_equal(counts.on, gates.sum(axis=0))
+    np.testing.assert_array_equal(counts.on_per_image, gates.sum(axis=1))
+    np.testing.assert_array_equal(counts.on_by_class[1], gates[labels == 1].sum(axis=0))
+    assert counts.skipped[2, 1] == int((~gates[:, 4:].any(axis=1)).sum())
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 0), (0, 49), (0, 50), (5, 10_000), (62, 74)])
+def test_a_histogram_counts_every_number_once(low, high):
+    values = np.arange(low, high + 1)
+    made = histogram(values, low, high)
+    assert sum(made["counts"]) == len(values)
+    assert len(made["counts"]) <= 50
+    assert made["edges"][0] == low
+    assert made["edges"][-1] > high
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"packed": np.zeros((4, 2), np.uint8)}, "7 gates take 1 bytes.*another network"),
+        ({"packed": np.full((4, 1), 128, np.uint8)}, "beyond the last of 7"),
+        ({"packed": np.zeros((0, 1), np.uint8)}, "needs images"),
+        ({"gate_map": GateMap([])}, "needs gates"),
+        ({"labels": np.array([0, 1, 2, 0], np.int32)}, "labels must be from 0 to 1, got 0 to 2"),
+        ({"predictions": np.zeros(3, np.int32)}, r"predictions must have shape \(4,\)"),
+        ({"confidences": np.full(4, np.nan, np.float32)}, "finite"),
+        ({"gate_macs": np.zeros(3, np.int64)}, "gate_macs must have shape"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(planted, change, words):
+    parts = {name: getattr(planted, name) for name in planted.__dataclass_fields__}
+    with pytest.raises(ValueError, match=words):
+        GateRecord(**(parts | change))
