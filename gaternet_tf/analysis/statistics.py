@@ -49,7 +49,7 @@ def count(record: GateRecord) -> Counts:
     skipped = dict.fromkeys(branches, 0)
     for part, gates in record.chunks():
         on_per_image[part] = gates.sum(axis=1, dtype=np.int64)
-        if macs is not None:
+        if macs is not None and gate_macs is not None:
             macs[part] -= (1.0 - gates) @ gate_macs
         for unit, place in branches.items():
             skipped[unit] += int(np.sum(~gates[:, place].any(axis=1)))
