@@ -3,10 +3,16 @@
 Importing the package registers its layers with Keras, so that a saved model loads.
 """
 
-from gaternet_tf import layers, losses, models
-from gaternet_tf.errors import UserError
-from gaternet_tf.models import GateMap, build_gaternet, gate_map
+import sys
+
 from gaternet_tf.version import __version__
+
+# That is what Python says while it looks for the module of `python -m gaternet_tf.analysis`: a
+# command answers --help, and chooses what TensorFlow logs, before TensorFlow is imported.
+if sys.argv[:1] != ["-m"]:
+    from gaternet_tf import layers, losses, models
+    from gaternet_tf.errors import UserError
+    from gaternet_tf.models import GateMap, build_gaternet, gate_map
 
 __all__ = [
     "GateMap",

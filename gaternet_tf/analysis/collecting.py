@@ -38,8 +38,10 @@ def collect(network: Network, dataset: Dataset, split: str, batch_size: int = 25
     """Asks the network about every image of a split.
 
     Raises:
-      UserError: for an empty split, and for answers that are not finite.
+      UserError: for an empty split or one that the dataset has not, and for answers that are not
+        finite.
     """
+    batches = _batches(network, dataset, split, batch_size)
     images = dataset.size(split)
     if not images:
         raise UserError(
@@ -50,7 +52,7 @@ def collect(network: Network, dataset: Dataset, split: str, batch_size: int = 25
     strongest = Strongest(len(network.gate_map))
     seen = 0
     with progress(images, "gates") as bar:
-        for batch, batch_labels in _batches(network, dataset, split, batch_size):
+        for batch, batch_labels in batches:
             probabilities, strengths = _finite(
                 network, batch, np.arange(seen, seen + len(batch_labels))
             )

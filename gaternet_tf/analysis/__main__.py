@@ -1,0 +1,105 @@
+"""What the gates of a run or an export do: python -m gaternet_tf.analysis --workdir=RUN"""
+
+import os
+import pathlib
+import sys
+import tempfile
+from typing import Any
+
+from absl import app, flags, logging
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("workdir", None, "Finished run to analyse.")
+flags.DEFINE_string("model_dir", None, "Exported version to analyse instead, models/NAME/VERSION.")
+flags.DEFINE_string(
+    "redraw", None, "Directory of an analysis: only draws figures and report of it again."
+)
+flags.DEFINE_string("split", None, "Split of the dataset; default: the test split.")
+flags.DEFINE_string("dataset", None, "Dataset with the run's classes; default: the run's own.")
+flags.DEFINE_string("data_dir", None, "TFDS directory to read and prepare datasets in.")
+flags.DEFINE_boolean("download", True, "Whether a dataset that is not on disk may be fetched.")
+flags.DEFINE_string(
+    "output_dir",
+    None,
+    "Where to write; default: RUN/analysis for the test split, RUN/analysis-SPLIT for another one. "
+    "Required with --model_dir, whose files must stay as they are.",
+)
+flags.DEFINE_float("perplexity", 30.0, "Neighbours that t-SNE keeps near an image.", 1.0)
+flags.DEFINE_integer("seed", 0, "Seed of samples, noise, PCA and t-SNE.", lower_bound=0)
+flags.DEFINE_integer("batch_size", 250, "Images that the network gets at a time.", lower_bound=1)
+
+
+def main(argv):
+    """Writes the analysis and prints its headlines; returns the exit status."""
+    if len(argv) > 1:
+        raise app.UsageError(f"gaternet_tf.analysis takes flags only, got '{argv[1]}'")
+    given = [name for name in ("workdir", "model_dir", "redraw") if FLAGS[name].value]
+    if len(given) != 1:
+        raise app.UsageError(
+            "gaternet_tf.analysis takes one of --workdir, --model_dir and --redraw, got "
+            + (" and ".join(f"--{name}" for name in given) or "none")
+        )
+    if FLAGS.model_dir and not FLAGS.output_dir:
+        raise app.UsageError("--model_dir needs --output_dir, since an export stays as it is")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    logging.set_verbosity(logging.ERROR)
+    from gaternet_tf.errors import UserError
+
+    try:
+        directory = _redraw() if FLAGS.redraw else _analyse()
+    except (UserError, OSError) as error:
+        print(f"gaternet_tf.analysis: error: {error}", file=sys.stderr)
+        return 1
+    print(f"report: {directory / 'report.html'}")
+    return 0
+
+
+def _analyse():
+    from gaternet_tf.analysis.analyse import (
+        AnalysisConfig,
+        analyse,
+        prepare_output,
+        put_in_place,
+    )
+    from gaternet_tf.analysis.files import save
+    from gaternet_tf.analysis.networks import network_of_export, network_of_run
+
+    network = network_of_run(FLAGS.workdir) if FLAGS.workdir else network_of_export(FLAGS.model_dir)
+    name = f"analysis-{FLAGS.split}" if FLAGS.split else "analysis"
+    directory = prepare_output(FLAGS.output_dir or pathlib.Path(FLAGS.workdir) / name)
+    names = ("dataset", "data_dir", "download", "split", "perplexity", "seed", "batch_size")
+    settings: dict[str, Any] = {name: FLAGS[name].value for name in names}
+    analysis = analyse(network, AnalysisConfig(**settings))
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".analysis-", dir=directory.parent) as made:
+        new = pathlib.Path(made)
+        save(analysis, new)
+        _draw(new)
+        put_in_place(new, directory)
+    return directory
+
+
+def _redraw():
+    directory = pathlib.Path(FLAGS.redraw)
+    _draw(directory)
+    return directory
+
+
+def _draw(directory):
+    """Draws everything from the two files in `directory`, into it."""
+    from gaternet_tf.analysis.figures import figures_of, write_figure
+    from gaternet_tf.analysis.files import load
+    from gaternet_tf.analysis.report import headlines, write_report, write_tables
+
+    analysis = load(directory)
+    figures = figures_of(analysis)
+    for figure in figures:
+        write_figure(figure, directory)
+    write_tables(analysis, directory)
+    write_report(analysis, figures, directory)
+    print("\n".join(headlines(analysis.document)))
+
+
+if __name__ == "__main__":
+    app.run(main)
