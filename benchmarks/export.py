@@ -2,8 +2,9 @@
 
 Prints a table: Keras' own graph, ours as it is trained, folded, specialized if a run is given, and
 the plain backbone, folded; each at several batch sizes and two thread settings, and with the extra
-[bench] OpenVINO on the same weights. All are loaded through TensorFlow's C++ in one process for
-each thread setting, which takes them in turn, so that a noisy machine is noisy to all of them.
+[bench] OpenVINO on the same weights. The exports are loaded through TensorFlow's C++ in one process
+for each thread setting, which takes them in turn, so that a noisy machine is noisy to all of them;
+OpenVINO runs after them, through its Python.
 """
 
 import os
@@ -24,7 +25,7 @@ flags.DEFINE_string("gater", "resnet20", "Network that gates it.")
 flags.DEFINE_string("workdir", None, "A finished run to take instead; adds specialized exports.")
 flags.DEFINE_string("data_dir", None, "TFDS directory with the run's dataset.")
 flags.DEFINE_multi_integer("batch", [1, 8, 32], "Batch sizes.", lower_bound=1)
-flags.DEFINE_integer("rounds", 30, "Timed calls of each.", lower_bound=1)
+flags.DEFINE_integer("rounds", 30, "Timed calls of each.", lower_bound=2)
 
 THREADS = {"2 intra-op, 2 inter-op": (2, 2), "1 intra-op, 2 inter-op": (1, 2)}
 
@@ -63,7 +64,7 @@ def main(argv):
             for row, name in enumerate(exports):
                 cells = answers[row :: len(exports)]
                 print(f"| {title} | {name} | " + " | ".join(map(cell, cells)) + " |", flush=True)
-            for row in openvino_row(networks["folded"], images, intra):
+            if row := openvino_row(networks["folded"], images, intra):
                 print(f"| {title} | OpenVINO, folded | {row} |", flush=True)
     return 0
 
@@ -93,7 +94,9 @@ def write_exports(directory: pathlib.Path) -> tuple[dict, dict[str, pathlib.Path
     from export.signatures import write_saved_model
     from export.specializing import MODES, SpecializedNetwork, calibrate
     from gaternet_tf import build_gaternet
-    from gaternet_tf.data import Preprocessing, evaluation_batches, open_dataset
+    from gaternet_tf.data import Preprocessing, evaluation_batches
+    from gaternet_tf.evaluation import dataset_with_classes
+    from gaternet_tf.models import gate_map
     from gaternet_tf.runs import open_run
 
     if FLAGS.workdir:
@@ -116,12 +119,12 @@ def write_exports(directory: pathlib.Path) -> tuple[dict, dict[str, pathlib.Path
         "plain backbone, folded": FrozenNetwork(plain),
     }
     if FLAGS.workdir:
-        data = open_dataset(run.config["dataset"], FLAGS.data_dir, download=False)
+        data = dataset_with_classes(run.labels, run.config, None, FLAGS.data_dir, download=False)
         batches = evaluation_batches(data, preprocessing, 250, data.train_split)
-        calibration = calibrate(model, batches)
         test = data.examples(data.test_split).take(max(FLAGS.batch))
         pictures = np.stack([preprocessing.fit(image) for image, _ in test])
-        for mode in MODES:
+        calibration = calibrate(model, batches)
+        for mode in MODES if len(gate_map(model)) else ():
             networks[f"specialized, {mode}"] = SpecializedNetwork(model, calibration, mode)
     exports: dict[str, pathlib.Path] = {}
 
@@ -156,14 +159,15 @@ def with_keras_batch_normalization(model):
 
 
 def openvino_row(network, images, threads):
-    """The cells of OpenVINO's row, one string; nothing where it is not installed.
+    """The cells of OpenVINO's row, one string; None where it is not installed.
 
-    It gets the network alone, without the two operations that normalise and those after logits.
+    It runs after the others, in this process and through its Python, and gets the network alone,
+    without the two operations that normalise and those after logits.
     """
     try:
         import openvino
     except ImportError:
-        return
+        return None
     import numpy as np
     import tensorflow as tf
 
@@ -186,7 +190,7 @@ def openvino_row(network, images, threads):
             if number >= 5:
                 seconds.append(time.perf_counter() - started)
         cells.append(spread(seconds))
-    yield " | ".join(cells)
+    return " | ".join(cells)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Loads SavedModels as a model server does, without TensorFlow's Python or any project code.
 
-    python -I export/c_session.py LIBRARY_DIR JOB.pkl ANSWER.pkl
+    python -I export/c_session.py LIBRARY_DIR PACKAGES_DIR JOB.pkl ANSWER.pkl
 
-TensorFlow's C API does what TensorFlow Serving's C++ does: LoadSavedModel with the tags {serve},
-the restore op, the init op, then Session::Run. A job is a dict of `directories` (name to version
-directory), `config` (a serialized ConfigProto, or empty), `requests`, a list of (name, feeds,
-fetches) with feeds [(tensor name, TF_DataType, array)] and fetches [tensor name], `warm_up` and
-`rounds`. The requests are run in their order, `warm_up` + `rounds` times. The answer is a dict of
+PACKAGES_DIR is where NumPy is installed. TensorFlow's C API does what TensorFlow Serving's C++
+does: LoadSavedModel with the tags {serve}, the restore op, the init op, then Session::Run. A job
+is a dict of `directories` (name to version directory), `config` (a serialized ConfigProto, or
+empty), `requests`, a list of (name, feeds, fetches) with feeds [(tensor name, TF_DataType,
+array)] and fetches [tensor name], `warm_up` and `rounds`. The requests are run in their order,
+`warm_up` + `rounds` times. The answer is a dict of
 `load` (name to what was wrong, empty if nothing), `ops` (the serialized OpList of TensorFlow's own
 operations), `outputs` (the first round's arrays, or the error's text, by request) and `seconds`
 (lists of the rounds' times, by request). Strings are object arrays of bytes.
@@ -18,6 +19,9 @@ import pathlib
 import pickle
 import sys
 import time
+
+if __name__ == "__main__":
+    sys.path.append(sys.argv[2])
 
 import numpy as np
 
@@ -198,7 +202,7 @@ def answer(library, job):
     return {"load": load, "ops": operations, "outputs": outputs, "seconds": seconds}
 
 
-def main(library_dir, job, result):
+def main(library_dir, packages_dir, job, result):
     """Reads a job, runs it and writes the answer."""
     given = pickle.loads(pathlib.Path(job).read_bytes())
     done = answer(load_library(library_dir), given)

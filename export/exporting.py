@@ -18,8 +18,9 @@ from export.signatures import write_saved_model
 from export.specializing import MODES, SpecializedNetwork, agreement, calibrate
 from export.verification import problems_of
 from export.warmup import FILE_NAME, write_warmup
-from gaternet_tf.data import evaluation_batches, open_dataset
+from gaternet_tf.data import evaluation_batches
 from gaternet_tf.errors import UserError
+from gaternet_tf.evaluation import dataset_with_classes
 from gaternet_tf.models import gate_map
 from gaternet_tf.runs import RunDirectory, open_run
 
@@ -28,6 +29,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 BATCH = 250
 TIMED_BATCHES = (1, 32)
 TIMED_ROUNDS = 15
+TOLERANCE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +75,7 @@ def export_run(config: ExportConfig) -> pathlib.Path:
     model = run.load_model()
     check_finite(model)
     network, how = optimized(model, run, config)
+    how["compared"] = compare_with_trained(model, network, run, pictures, how["optimize"])
     try:
         with published(base, config.version) as staged:
             directory = staged.directory
@@ -91,13 +94,19 @@ def export_run(config: ExportConfig) -> pathlib.Path:
                 )
     except (tf.errors.OpError, OSError) as error:
         raise UserError(
-            f"the export must be written to '{base}', and could not be "
-            f"({str(error).splitlines()[0]}); make room or choose another --output_dir"
+            f"the export must be written to '{base}', and through '{tempfile.gettempdir()}', and "
+            f"could not be ({str(error).splitlines()[0]}); make room, or choose another "
+            "--output_dir or environment variable TMPDIR"
         ) from error
     if config.keep is not None:
-        removed = remove_old_versions(base, staged.version, config.keep, is_export)
-        if removed:
-            print(f"removed versions {', '.join(map(str, removed))} of {config.output_dir}")
+        try:
+            removed = remove_old_versions(base, staged.version, config.keep, is_export)
+        except OSError as error:
+            # The version is out: what follows must not look as if it were not.
+            print(f"old versions of {config.output_dir} could not be removed: {error}", flush=True)
+        else:
+            if removed:
+                print(f"removed versions {', '.join(map(str, removed))} of {config.output_dir}")
     return pathlib.Path(config.output_dir) / str(staged.version)
 
 
@@ -119,10 +128,16 @@ def optimized(model, run: RunDirectory, config: ExportConfig) -> tuple[Callable,
             "--optimize=specialize leaves out gates that never change, and the run in "
             f"'{run.path}' has none; give --optimize=fold"
         )
-    data = open_dataset(run.config["dataset"], config.data_dir, download=False)
+    require_float32(model)
+    data = dataset_with_classes(run.labels, run.config, None, config.data_dir, download=False)
+    if config.calibration_split == data.test_split:
+        raise UserError(
+            f"--calibration_split must not be '{data.test_split}', on which the answers are "
+            "compared afterwards; choose another, such as 'train'"
+        )
     batches = evaluation_batches(data, run.preprocessing, BATCH, config.calibration_split)
     network = SpecializedNetwork(model, calibrate(model, batches), config.specialize_mode)
-    held_out = evaluation_batches(data, run.preprocessing, BATCH)
+    held_out = evaluation_batches(data, run.preprocessing, max(TIMED_BATCHES))
     report = {
         "calibration_split": config.calibration_split,
         **network.report(),
@@ -130,6 +145,48 @@ def optimized(model, run: RunDirectory, config: ExportConfig) -> tuple[Callable,
         **agreement(model, network, held_out),
     }
     return shared(network, run), {**how, "specialized": report}
+
+
+def compare_with_trained(
+    model, network: Callable, run: RunDirectory, pictures: list[bytes], optimize: str
+) -> dict:
+    """How far the network's answers for the warm-up pictures are from the trained model's.
+
+    Raises:
+      UserError: when probabilities of a picture with the same gates differ by more than 1e-4,
+        unless gates were settled.
+    """
+    decoded = [run.preprocessing.decode(tf.constant(picture)) for picture in pictures]
+    images = run.preprocessing.normalize(tf.stack(decoded))
+    ours, trained = network(images), model(images, training=False)
+    probabilities = [
+        tf.nn.softmax(tf.cast(each["logits"], tf.float32)).numpy() for each in (ours, trained)
+    ]
+    difference = np.abs(probabilities[0] - probabilities[1]).max(axis=1)
+    # A pre-activation of almost 0 may fall to the other side by rounding.
+    changed = np.zeros(len(images), np.int64)
+    if "gates" in trained:
+        changed = np.sum((ours["gates"] > 0) != (trained["gates"] > 0), axis=1)
+    same = difference[changed == 0]
+    if optimize != "specialize" and same.size and same.max() > TOLERANCE:
+        raise UserError(
+            f"the exported network must answer as the trained one, and its probabilities differ by "
+            f"up to {same.max():.2g}; export with --optimize=none"
+        )
+    return {
+        "pictures": len(images),
+        "gates_changed": int(changed.sum()),
+        "largest_difference": float(difference.max()),
+    }
+
+
+def require_float32(model) -> None:
+    """Raises `UserError` for a model that computes in another precision."""
+    if others := {layer.compute_dtype for layer in model.layers} - {"float32"}:
+        raise UserError(
+            "--optimize=specialize computes in float32, and the run was trained in "
+            f"{others.pop()}; export it with --optimize=none"
+        )
 
 
 def shared(network: Callable, run: RunDirectory) -> tf.function:
@@ -154,7 +211,10 @@ def compare_times(directory, model, run: RunDirectory, pictures: list[bytes]) ->
             batch = np.resize(np.stack(images), (size, *run.preprocessing.shape))
             for name in served.directories:
                 requests.append(Request("serving_default", {"images": batch}, name))
-        answers = served.run(requests, warm_up=3, rounds=TIMED_ROUNDS)
+        try:
+            answers = served.run(requests, warm_up=3, rounds=TIMED_ROUNDS)
+        except RuntimeError as error:
+            raise UserError(f"the process that times the export failed: {error}") from error
     if errors := [answer.error for answer in answers if answer.error]:
         raise UserError(f"the specialized export cannot be run: {errors[0]}")
     return {
@@ -175,6 +235,12 @@ def describe(report: dict) -> str:
         f"batch {size}: {times['specialized'][size]:.2f} ms, folded {times['folded'][size]:.2f} ms"
         for size in times["folded"]
     )
+    fallback = ""
+    if report["mode"] == "exact":
+        fallback = (
+            f"; {report['batches_in_full']} of {report['batches']} batches of "
+            f"{report['batch_size']} take the full network"
+        )
     return (
         f"specialized ({report['mode']}) on {report['calibration_images']} images of "
         f"'{report['calibration_split']}':\n"
@@ -182,10 +248,10 @@ def describe(report: dict) -> str:
         f"{report['gates_settled_off']} settled off, {report['gates_free']} depend on the image\n"
         f"  removed  {report['filters_removed']} filters, {report['units_removed']} units\n"
         f"  MACs     {report['macs_before']:,} before, {report['macs_after']:,} after\n"
-        f"  measured {measured}\n"
+        f"  measured {measured} (on the warm-up pictures)\n"
         f"  held out {report['held_out_images']} images of '{report['held_out_split']}': "
-        f"{report['images_with_another_gate']} with another gate, "
-        f"{report['images_with_another_prediction']} with another prediction"
+        f"{report['images_with_a_settled_gate_changed']} change a gate that was settled, "
+        f"{report['images_with_another_prediction']} get another prediction{fallback}"
     )
 
 

@@ -175,6 +175,11 @@ def _add(network, layer, residual, shortcut):
 
 
 def _dense(network, layer, inputs):
+    if layer.activation is not keras.activations.linear:
+        raise UserError(
+            f"folding knows dense layers without an activation, and '{layer.name}' has "
+            f"{keras.activations.serialize(layer.activation)}; export with --optimize=none"
+        )
     kernel, bias = network.weights[layer.name]
     return tf.nn.bias_add(tf.matmul(inputs, kernel), bias)
 

@@ -3,11 +3,10 @@
 import hashlib
 import pathlib
 
-from gaternet_tf.errors import UserError
 from gaternet_tf.macs import gate_macs, layer_macs
-from gaternet_tf.manifest import FORMAT, PLACE, read_manifest
+from gaternet_tf.manifest import FORMAT, PLACE
 from gaternet_tf.models import gate_map
-from gaternet_tf.runs import RunDirectory, git_commit, package_versions, write_json
+from gaternet_tf.runs import RunDirectory, git_commit, package_versions, read_json, write_json
 
 
 def write_manifest(directory: pathlib.Path, run: RunDirectory, model, name: str, how: dict) -> None:
@@ -44,12 +43,11 @@ def write_manifest(directory: pathlib.Path, run: RunDirectory, model, name: str,
 
 
 def is_export(directory: pathlib.Path) -> bool:
-    """Whether a directory holds a version of ours."""
+    """Whether a directory holds a version of ours, of this or an earlier format."""
     try:
-        read_manifest(directory)
-    except UserError:
+        return read_json(directory / PLACE)["format"].startswith(FORMAT.rpartition("-")[0])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return False
-    return True
 
 
 def checksums(directory: pathlib.Path) -> dict[str, str]:

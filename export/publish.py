@@ -20,11 +20,13 @@ STAGING = ".export-"
 def existing_versions(base: pathlib.Path) -> list[int]:
     """Numbers below `base` that TensorFlow Serving would take as versions, in rising order.
 
-    It reads names as absl::SimpleAtoi does: `00000005` is 5, `+8` is 8, and a file counts too.
+    It reads names as absl::SimpleAtoi does: `00000005` is 5, `+8` is 8, a file counts too, and a
+    number that 64 bits do not hold is none.
     """
     if not base.is_dir():
         return []
-    return sorted({int(child.name) for child in base.iterdir() if NUMBER.fullmatch(child.name)})
+    numbers = {int(child.name) for child in base.iterdir() if NUMBER.fullmatch(child.name)}
+    return sorted(number for number in numbers if -MAX_VERSION - 1 <= number <= MAX_VERSION)
 
 
 def choose_version(base: pathlib.Path, version: int | None) -> int:
@@ -113,13 +115,13 @@ def published(base: pathlib.Path, version: int | None) -> Iterator[Staged]:
 
 
 def remove_old_versions(base: pathlib.Path, newest: int, keep: int, is_ours) -> list[int]:
-    """Removes versions below `newest` until `keep` are left with it, oldest first.
+    """Removes versions of ours below `newest`, oldest first, until `keep` are left with it.
 
     Args:
       base: the model's directory.
       newest: a version that is known to be good; it and higher ones always stay.
       keep: how many may stay, 1 or more.
-      is_ours: says of a directory whether it is an export of ours; others stay.
+      is_ours: says of a directory whether it is an export of ours; others stay, uncounted.
 
     Returns:
       The numbers removed.
@@ -128,10 +130,9 @@ def remove_old_versions(base: pathlib.Path, newest: int, keep: int, is_ours) -> 
         older = [
             number
             for number in existing_versions(base)
-            if 0 < number < newest and (base / str(number)).is_dir()
+            if 0 < number < newest and (base / str(number)).is_dir() and is_ours(base / str(number))
         ]
-        doomed = [number for number in older if is_ours(base / str(number))]
-        doomed = doomed[: max(0, len(older) + 1 - keep)]
+        doomed = older[: max(0, len(older) + 1 - keep)]
         for number in doomed:
             # Out of a server's sight first, so that it never sees half a version.
             hidden = pathlib.Path(tempfile.mkdtemp(prefix=STAGING, dir=base))

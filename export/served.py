@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
@@ -121,8 +122,9 @@ class Served:
         with tempfile.TemporaryDirectory() as scratch:
             files = [os.path.join(scratch, name) for name in ("job", "answer")]
             pathlib.Path(files[0]).write_bytes(pickle.dumps(job))
-            libraries = os.path.dirname(tf.__file__)
-            command = [sys.executable, "-I", str(C_SESSION), libraries, *files]
+            # It finds NumPy wherever this process does, and nothing else.
+            places = [os.path.dirname(tf.__file__), os.path.dirname(os.path.dirname(np.__file__))]
+            command = [sys.executable, "-I", str(C_SESSION), *places, *files]
             environment = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ}
             try:
                 done = subprocess.run(

@@ -8,6 +8,8 @@ import tensorflow as tf
 from gaternet_tf.data import Preprocessing
 
 IMAGE_FEATURE = "image/encoded"
+NO_FEATURE = "no feature"
+"""Stands for a feature that is not there; no picture is so."""
 CLASSIFY = "classify"
 
 
@@ -22,9 +24,10 @@ def write_saved_model(
     Every signature preprocesses in the graph and computes gates as `1[g' > 0]`, without noise.
     Only variables that a signature reads are saved; optimizer and random state stay behind.
 
-    In `image_bytes` and `classify` an empty string means "no picture": its row comes back with
-    probabilities 0, class -1 and an empty label. So a caller can pad a batch, and a server can be
-    probed without a picture. Anything else that is not a picture fails the request.
+    In `image_bytes` an empty string means "no picture": its row comes back with probabilities 0,
+    class -1 and an empty label; in `classify` an empty `tf.Example` or an empty feature does, and
+    all scores are 0. So a caller can pad a batch, and a server can be probed without a picture.
+    Anything else that is not a picture fails the request.
     """
     archive = keras.export.ExportArchive()
     images = tf.TensorSpec((None, *preprocessing.shape), tf.uint8, name="images")
@@ -55,8 +58,13 @@ def write_saved_model(
         return predict_encoded(image_bytes)
 
     def classify(inputs):
-        spec = {IMAGE_FEATURE: tf.io.FixedLenFeature([], tf.string, default_value="")}
-        answer = predict_encoded(tf.io.parse_example(inputs, spec)[IMAGE_FEATURE])
+        spec = {IMAGE_FEATURE: tf.io.FixedLenFeature([], tf.string, default_value=NO_FEATURE)}
+        encoded = tf.io.parse_example(inputs, spec)[IMAGE_FEATURE]
+        encoded = tf.where(tf.strings.length(inputs) > 0, encoded, "")
+        found = tf.reduce_all(encoded != NO_FEATURE)
+        text = f"every tf.Example must have the feature {IMAGE_FEATURE}, the encoded picture"
+        with tf.control_dependencies([tf.debugging.Assert(found, [text])]):
+            answer = predict_encoded(tf.identity(encoded))
         scores = answer["probabilities"]
         return {
             "classes": tf.tile(label_table[None, :], [tf.shape(scores)[0], 1]),

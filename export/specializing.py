@@ -189,24 +189,47 @@ class SpecializedNetwork:
         }
 
 
-def agreement(model: keras.Model, network, batches) -> dict:
-    """On how many images a network's gates and predictions are those of the full model."""
+def agreement(model: keras.Model, network: SpecializedNetwork, batches) -> dict:
+    """How a specialized network does on pictures that it was not calibrated on.
 
-    @tf.function
+    Args:
+      model: the full one.
+      network: made of it.
+      batches: of (normalised images, labels), the first of them as large as any.
+
+    Returns:
+      JSON-ready: `held_out_images`; on how many of them a gate is another than it was settled to be
+      (`images_with_a_settled_gate_changed`), any gate of the network is another than the full
+      model's (`images_with_another_gate`) and the prediction (`images_with_another_prediction`);
+      and how many of the `batches` of `batch_size` hold an image of the first kind
+      (`batches_in_full`), for which the exact network takes the full one.
+    """
+    calibration = network.calibration
+    settled = np.flatnonzero(~calibration.free)
+    expected = calibration.always_on[settled]
+
+    @tf.function(reduce_retracing=True)
     def compare(images):
         full, other = model(images, training=False), network(images)
         same_gates = tf.reduce_all((full["gates"] > 0) == (other["gates"] > 0), axis=1)
         classes = [tf.argmax(each["logits"], axis=1) for each in (full, other)]
-        return same_gates, classes[0] == classes[1]
+        changed = (tf.gather(full["gates"], settled, axis=1) > 0) != expected
+        return same_gates, classes[0] == classes[1], tf.reduce_any(changed, axis=1)
 
-    images = gates = predictions = 0
+    sizes, gates, predictions, changes, in_full = [], 0, 0, 0, 0
     for batch, _ in batches:
-        same_gates, same_class = compare(batch)
-        images += len(same_gates)
-        gates += int(np.sum(~same_gates.numpy()))
-        predictions += int(np.sum(~same_class.numpy()))
+        same_gates, same_class, changed = (part.numpy() for part in compare(batch))
+        sizes.append(len(same_gates))
+        gates += int(np.sum(~same_gates))
+        predictions += int(np.sum(~same_class))
+        changes += int(changed.sum())
+        in_full += bool(changed.any())
     return {
-        "held_out_images": images,
+        "held_out_images": sum(sizes),
+        "images_with_a_settled_gate_changed": changes,
         "images_with_another_gate": gates,
         "images_with_another_prediction": predictions,
+        "batch_size": max(sizes),
+        "batches": len(sizes),
+        "batches_in_full": in_full,
     }

@@ -17,7 +17,10 @@ from gaternet_tf.manifest import read_manifest
 
 MAX_RECORDS = 1000
 """TensorFlow Serving refuses a version with more warm-up records."""
-RANDOM = re.compile(r"Random|Multinomial|Rng|Dropout|StatelessTruncated|Shuffle")
+RANDOM = re.compile(
+    r"Random|Multinomial|Rng|Dropout|TruncatedNormal|Shuffle|NonDeterministic|Distorted"
+    r"|CandidateSampler|Stateful(Standard|Uniform|Truncated)"
+)
 PYTHON = re.compile(r"PyFunc")
 ANSWER = {"probabilities": tf.float32, "class_ids": tf.int64, "labels": tf.string}
 CONTRACT = {
@@ -55,6 +58,8 @@ def problems_of(version_dir: pathlib.Path) -> list[str]:
     except (ValueError, OSError) as error:
         return [*problems, str(error)]
     contract = _broken_contract(served.signatures(), manifest)
+    if not contract:
+        contract = _refused_records(records)
     problems += contract
     if not records:
         problems.append("the warm-up file has no record")
@@ -126,7 +131,10 @@ def read_warm_up(path: pathlib.Path) -> list[Request]:
         kind = log.WhichOneof("log_type")
         if kind == "predict_log":
             request = log.predict_log.request
-            inputs = {key: tf.make_ndarray(value) for key, value in request.inputs.items()}
+            try:
+                inputs = {key: tf.make_ndarray(value) for key, value in request.inputs.items()}
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"warm-up record {number} holds no tensor ({error})") from error
         elif kind == "classify_log":
             request = log.classify_log.request
             examples = request.input.example_list.examples
@@ -136,6 +144,23 @@ def read_warm_up(path: pathlib.Path) -> list[Request]:
             raise ValueError(f"warm-up record {number} holds {kind}, which is not one of ours")
         requests.append(Request(request.model_spec.signature_name or "serving_default", inputs))
     return requests
+
+
+def _refused_records(records):
+    """Records that do not fit their signature; a server then refuses the whole version."""
+    problems = []
+    for number, record in enumerate(records, 1):
+        name = f"warm-up record {number} ({record.signature})"
+        if record.signature not in CONTRACT:
+            problems.append(f"{name}: there is no such signature")
+            continue
+        wanted = CONTRACT[record.signature][1]
+        types = {key: tf.dtypes.as_dtype(value.dtype) for key, value in record.inputs.items()}
+        if types != wanted:
+            problems.append(f"{name}: its inputs must be {wanted}, and are {types}")
+        elif not len(next(iter(record.inputs.values()))):
+            problems.append(f"{name}: it holds nothing")
+    return problems
 
 
 def _foreign_operations(meta_graph, known):
@@ -181,15 +206,30 @@ def _wrong_answers(records, answers, manifest):
             continue
         if not np.allclose(scores.sum(axis=1), 1.0, atol=1e-4):
             problems.append(f"{name}: its probabilities do not sum up to 1")
-        if "labels" in first.outputs:
-            wanted = [labels[index].encode() for index in scores.argmax(axis=1)]
-            if first.outputs["labels"].tolist() != wanted:
-                problems.append(f"{name}: its labels are not those of the manifest")
+        problems += [f"{name}: {text}" for text in _contradictions(first.outputs, scores, manifest)]
         # Records of as many pictures hold the same ones.
         same = probabilities.setdefault(len(scores), scores)
         if not np.allclose(scores, same, atol=TOLERANCE):
             problems.append(f"{name}: its probabilities differ from another signature's")
     return problems
+
+
+def _contradictions(outputs, scores, manifest):
+    """What an answer's parts say that its probabilities or the manifest do not."""
+    labels = [label.encode() for label in manifest["labels"]]
+    best = scores.argmax(axis=1)
+    if "labels" in outputs and outputs["labels"].tolist() != [labels[index] for index in best]:
+        yield "its labels are not those of the manifest"
+    if "class_ids" in outputs and outputs["class_ids"].tolist() != best.tolist():
+        yield "its class_ids are not the most probable classes"
+    if "classes" in outputs and any(row != labels for row in outputs["classes"].tolist()):
+        yield "its classes are not the labels of the manifest"
+    if "gates" in outputs:
+        gates, count = outputs["gates"], manifest["gates"]["count"]
+        if gates.shape[1:] != (count,):
+            yield f"it has gates of shape {gates.shape[1:]}, and the manifest {count}"
+        elif gates.size and gates.max() > 1:
+            yield "its gates are not 0 or 1"
 
 
 def _same(first: Answer, again: Answer) -> bool:

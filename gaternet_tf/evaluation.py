@@ -127,7 +127,7 @@ def gates_of_run(
       UserError: for no finished run, or a dataset or a split that is not there.
     """
     run = open_run(workdir)
-    data = open_dataset(run.config["dataset"], data_dir, download=False)
+    data = dataset_with_classes(run.labels, run.config, None, data_dir, download=False)
     model = run.load_model()
     batches = evaluation_batches(data, run.preprocessing, 250, split)
     return (model, *count_gates(model, batches))

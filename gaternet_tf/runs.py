@@ -102,10 +102,21 @@ class RunDirectory:
         write_json(self.result_file, result)
 
     def load_model(self):
-        """The trained Keras model, not compiled."""
+        """The trained Keras model, not compiled.
+
+        Raises:
+          UserError: when its file is missing or damaged.
+        """
         import keras
 
-        return keras.models.load_model(self.model_file, compile=False)
+        try:
+            return keras.models.load_model(self.model_file, compile=False)
+        except (OSError, ValueError, KeyError) as error:
+            state = "cannot be read" if self.model_file.exists() else "is not there"
+            raise UserError(
+                f"the weights of a finished run must be in '{self.model_file}', which {state} "
+                f"({str(error).splitlines()[0]}); bring it back from a copy, or train again"
+            ) from error
 
 
 def prepare_run(path: str | os.PathLike, config: dict) -> RunDirectory:

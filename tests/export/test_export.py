@@ -139,6 +139,17 @@ def test_pictures_of_other_sizes_and_formats_share_a_batch(served, trained, want
     np.testing.assert_array_equal(answer["probabilities"][3], 0.0)
 
 
+def test_an_example_without_a_picture_is_refused_and_an_empty_one_is_no_picture(served, wanted):
+    feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[wanted[1][0]]))
+    named = tf.train.Features(feature={"image": feature})
+    wrong = tf.train.Example(features=named).SerializeToString()
+    with pytest.raises(RuntimeError, match="must have the feature image/encoded"):
+        served.ask(("classify", {"inputs": np.array([wrong], object)}))
+    empty = np.array([example(wanted[1][0]), example(b""), b""], object)
+    (answer,) = served.ask(("classify", {"inputs": empty}))
+    np.testing.assert_allclose(answer["scores"].sum(axis=1), [1, 0, 0], atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(2, 5, 8, 1), (2, 16, 16, 1), (2, 8, 8, 3)])
 def test_pixels_of_another_size_are_refused(served, shape):
     with pytest.raises(RuntimeError, match=r"not compatible with expected shape \[\?,8,8,1\]"):

@@ -117,10 +117,15 @@ def test_exact_it_computes_the_same_for_every_batch(calibrated):
     found = tf.function(network)(IMAGES)
     np.testing.assert_allclose(found["logits"], wanted["logits"], rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(found["gates"], wanted["gates"])
-    assert agreement(model, network, [(IMAGES, None)]) == {
+    assert agreement(model, network, [(IMAGES[:32], None), (IMAGES[32:], None)]) == {
         "held_out_images": 64,
+        "images_with_a_settled_gate_changed": changed.sum(),
         "images_with_another_gate": 0,
         "images_with_another_prediction": 0,
+        "batch_size": 32,
+        "batches": 2,
+        # It was calibrated on the first one.
+        "batches_in_full": 1,
     }
 
 
@@ -132,6 +137,7 @@ def test_calibrated_it_reports_the_images_that_differ(calibrated):
     changed = (gates[:, settled] != calibration.always_on[settled]).any(axis=1)
     report = agreement(model, network, [(IMAGES[:40], None), (IMAGES[40:], None)])
     assert report["images_with_another_gate"] == changed.sum() > 0
+    assert report["images_with_a_settled_gate_changed"] == changed.sum()
 
 
 def operations(function):

@@ -35,11 +35,14 @@ def test_exports_the_next_version_and_leaves_the_old_one(tmp_path, exported, tra
         (["--version=0"], ["--version=0"]),
         (["--keep=0"], ["--keep=0"]),
         (["--optimize=specialize", "--calibration_split=mine"], ["one of test, train", "'mine'"]),
+        (["--optimize=specialize", "--calibration_split=test"], ["must not be 'test'"]),
         (["--warmup_images=nowhere"], ["--warmup_images", "'nowhere' has none"]),
         (["--warmup_images=broken.png"], ["--warmup_images", "broken.png' cannot be decoded"]),
         (["--output_dir=models/gaternet/1"], ["model's directory", "a version's number"]),
         (["--workdir=nowhere"], ["finished run", "nowhere", "train.main"]),
         (["--workdir=unfinished"], ["without a result.json", "resumes"]),
+        (["--workdir=cut"], ["cut/model.keras", "cannot be read"]),
+        (["--workdir=without"], ["without/model.keras", "is not there"]),
         (["--workdir=models"], ["config.json", "models"]),
         (["--output_dir=note.txt"], ["must be a directory", "note.txt"]),
         (["extra"], ["takes flags only", "extra"]),
@@ -49,6 +52,10 @@ def test_bad_input_is_refused_and_changes_nothing(tmp_path, exported, trained, f
     shutil.copytree(exported, tmp_path / "models" / "gaternet")
     shutil.copytree(trained.path, tmp_path / "unfinished")
     (tmp_path / "unfinished" / "result.json").unlink()
+    for name in ("cut", "without"):
+        shutil.copytree(trained.path, tmp_path / name)
+    os.truncate(tmp_path / "cut" / "model.keras", 10_000)
+    (tmp_path / "without" / "model.keras").unlink()
     (tmp_path / "note.txt").write_text("mine")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     before = sorted(tmp_path.rglob("*"))
@@ -66,19 +73,23 @@ def test_a_specialised_export_says_what_it_left_out(tmp_path, trained, data_dir)
     done = run_module("export.main", *flags, "--optimize=specialize", cwd=tmp_path)
     assert done.status == 0, done.err
     assert "specialized (exact) on 1437 images of 'train'" in done.out
-    assert "held out 360 images of 'test': 0 with another gate, 0 with another" in done.out
     report = read_manifest(tmp_path / "gaternet" / "1")["export"]["specialized"]
     assert f"{report['gates_free']} depend on the image" in done.out
     for name in ("specialized", "folded"):
         assert report["milliseconds"][name].keys() == {"1", "32"}
+    changed = report["images_with_a_settled_gate_changed"]
+    assert (
+        f"held out 360 images of 'test': {changed} change a gate that was settled, 0 get another "
+        f"prediction; {report['batches_in_full']} of 12 batches of 32 take the full network"
+    ) in done.out
     assert re.search(r"measured batch 1: [\d.]+ ms, folded [\d.]+ ms, batch 32:", done.out)
     settled = report["gates_settled_on"] + report["gates_settled_off"]
     assert settled + report["gates_free"] == report["gates"] == 112
 
-    flags += ["--optimize=specialize", "--specialize_mode=calibrated", "--calibration_split=test"]
+    flags += ["--optimize=specialize", "--specialize_mode=calibrated"]
     done = run_module("export.main", *flags, cwd=tmp_path)
     assert done.status == 0, done.err
-    assert "specialized (calibrated) on 360 images of 'test'" in done.out
+    assert "specialized (calibrated) on 1437 images of 'train'" in done.out
     verified = run_module("export.verify", "gaternet/1", "gaternet/2", cwd=tmp_path)
     assert verified.out.count("good") == 2, verified.err
 
@@ -127,7 +138,10 @@ def start(workdir, cwd):
 
 def watch(base, process, until=float("inf")):
     """Looks at a model's directory every 2 ms, until then; no version in it may be unfinished."""
-    while process.poll() is None and time.monotonic() < until:
+    running = True
+    while running:
+        # Once more after its end.
+        running = process.poll() is None and time.monotonic() < until
         for number in existing_versions(base):
             names = set(os.listdir(base / str(number)))
             assert {"saved_model.pb", "variables", "assets.extra"} <= names

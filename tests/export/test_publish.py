@@ -118,7 +118,14 @@ def test_old_versions_are_removed_but_never_the_newest_or_what_is_not_ours(tmp_p
     def ours(directory):
         return not (directory / "theirs").exists()
 
-    assert remove_old_versions(tmp_path, 5, 3, ours) == [1, 3]
-    assert remove_old_versions(tmp_path, 5, 1, ours) == [4]
+    assert remove_old_versions(tmp_path, 5, 3, ours) == [1]
+    assert remove_old_versions(tmp_path, 5, 1, ours) == [3, 4]
     assert sorted(os.listdir(tmp_path)) == ["-1", "007", "2", "5", "6", "note"]
     assert remove_old_versions(tmp_path, 5, 1, ours) == []
+
+
+def test_a_name_that_64_bits_do_not_hold_is_no_version(tmp_path):
+    for name in ("3", "20260722153000123456", str(2**63), str(-(2**63) - 1)):
+        (tmp_path / name).mkdir()
+    assert existing_versions(tmp_path) == [3]
+    assert choose_version(tmp_path, None) == 4

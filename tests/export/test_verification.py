@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import run_module
+from tensorflow.core.framework import tensor_pb2
 from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow_serving.apis import prediction_log_pb2
 
 from export.manifest import PLACE, checksums
-from export.verification import problems_of
+from export.verification import RANDOM, problems_of
 
 
 @pytest.fixture
@@ -140,17 +142,126 @@ def test_graphs_that_a_server_would_stumble_over(version, edit, words):
 
 def test_keras_3_as_tf_saved_model_saves_it_is_found_out(version):
     # Loads, becomes AVAILABLE, and then fails every request: see TensorFlow Serving's behaviour.
-    inputs = keras.Input((8, 8, 1), name="images")
-    outputs = keras.layers.Dense(10, name="probabilities")(keras.layers.Flatten()(inputs))
-    model = keras.Model(inputs, outputs)
-    names = ("serving_default", "image_bytes", "classify", "gates")
-    spec = tf.TensorSpec((None, 8, 8, 1), tf.float32, name="images")
-    call = tf.function(lambda images: {"probabilities": model(images)}, input_signature=[spec])
+    images = keras.Input((8, 8, 1), name="images")
+    outputs = keras.layers.Dense(10)(keras.layers.Flatten()(images))
+    model = keras.Model(images, outputs)
+    gates = json.loads((version / PLACE).read_text())["gates"]["count"]
+    labels = tf.constant([str(number) for number in range(10)])
+
+    def predict(images):
+        probabilities = tf.nn.softmax(model(tf.cast(images, tf.float32)))
+        best = tf.argmax(probabilities, axis=1)
+        return {
+            "probabilities": probabilities,
+            "class_ids": best,
+            "labels": tf.gather(labels, best),
+        }
+
+    def blank(encoded):
+        return tf.zeros([tf.size(encoded), 8, 8, 1], tf.uint8)
+
+    def classify(inputs):
+        classes = tf.tile(labels[None], [tf.size(inputs), 1])
+        return {"classes": classes, "scores": predict(blank(inputs))["probabilities"]}
+
+    def gated(images):
+        return {**predict(images), "gates": tf.zeros([tf.shape(images)[0], gates], tf.uint8)}
+
+    pixels = tf.TensorSpec((None, 8, 8, 1), tf.uint8, name="images")
+
+    def text(name):
+        return tf.TensorSpec([None], tf.string, name=name)
+
+    signatures = {
+        "serving_default": tf.function(predict, [pixels]),
+        "image_bytes": tf.function(
+            lambda image_bytes: predict(blank(image_bytes)), [text("image_bytes")]
+        ),
+        "classify": tf.function(classify, [text("inputs")]),
+        "gates": tf.function(gated, [pixels]),
+    }
     broken = version.with_name("broken")
-    tf.saved_model.save(model, str(broken), signatures=dict.fromkeys(names, call))
+    tf.saved_model.save(model, str(broken), signatures=signatures)
     (version / "saved_model.pb").write_bytes((broken / "saved_model.pb").read_bytes())
+    shutil.rmtree(version / "variables")
+    shutil.copytree(broken / "variables", version / "variables")
+
+    def to_classify(graph):
+        graph.signature_def["classify"].method_name = "tensorflow/serving/classify"
+
+    edit_graph(version, to_classify)
+    problems = problems_of(version)
+    assert problems
+    assert all("Could not find variable" in problem for problem in problems), problems
+
+
+def write_records(version, *logs):
+    path = version / "assets.extra" / "tf_serving_warmup_requests"
+    kept = list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in [*kept, *(log.SerializeToString() for log in logs)]:
+            writer.write(record)
     sign_anew(version)
-    assert any("its inputs must be" in problem for problem in problems_of(version))
+
+
+def predict_log(signature, **inputs):
+    log = prediction_log_pb2.PredictionLog()
+    request = log.predict_log.request
+    request.model_spec.signature_name = signature
+    for name, value in inputs.items():
+        request.inputs[name].CopyFrom(value)
+    return log
+
+
+def no_examples():
+    log = prediction_log_pb2.PredictionLog()
+    log.classify_log.request.model_spec.signature_name = "classify"
+    return log
+
+
+FLOATS = tf.make_tensor_proto(np.zeros((1, 8, 8, 1), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        (predict_log("gates", images=FLOATS), "(gates): its inputs must be"),
+        (predict_log("mine", images=FLOATS), "(mine): there is no such signature"),
+        (predict_log("gates", pixels=FLOATS), "(gates): its inputs must be"),
+        (predict_log("gates", images=tensor_pb2.TensorProto()), "holds no tensor"),
+        (no_examples(), "(classify): it holds nothing"),
+    ],
+)
+def test_warm_up_records_that_a_server_refuses(version, log, words):
+    write_records(version, log)
+    (problem,) = problems_of(version)
+    assert words in problem
+
+
+@pytest.mark.parametrize("part", ["labels", "preprocessing", "sha256", "gates"])
+def test_a_manifest_without_a_part(version, part):
+    manifest = json.loads((version / PLACE).read_text())
+    del manifest[part]
+    (version / PLACE).write_text(json.dumps(manifest))
+    (problem,) = problems_of(version)
+    assert f"'{part}' is missing" in problem
+
+
+def test_another_number_of_gates_than_the_manifest_says(version):
+    manifest = json.loads((version / PLACE).read_text())
+    manifest["gates"]["count"] = 5
+    (version / PLACE).write_text(json.dumps(manifest))
+    problems = problems_of(version)
+    assert problems
+    assert all("and the manifest 5" in problem for problem in problems)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["TruncatedNormal", "StatefulUniform", "StatefulStandardNormalV2", "NonDeterministicInts"],
+)
+def test_every_random_operation_is_known(name):
+    assert RANDOM.search(name)
 
 
 def test_labels_and_probabilities_that_contradict_the_manifest(version):
@@ -159,7 +270,10 @@ def test_labels_and_probabilities_that_contradict_the_manifest(version):
     (version / PLACE).write_text(json.dumps(manifest))
     problems = problems_of(version)
     assert problems
-    assert all("its labels are not those of the manifest" in problem for problem in problems)
+    assert {problem.partition(": ")[2] for problem in problems} == {
+        "its labels are not those of the manifest",
+        "its classes are not the labels of the manifest",
+    }
 
 
 def test_weights_changed_behind_the_checksums_are_found(version):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from planted_gates import PLANTED, record_of
 
 from gaternet_tf.analysis.record import CHUNK, GateRecord, pack, unpack
 from gaternet_tf.analysis.statistics import (
@@ -12,32 +13,6 @@ from gaternet_tf.analysis.statistics import (
     statistics_of,
 )
 from gaternet_tf.models.gate_map import GateMap, GateSegment
-
-TWO_UNITS = GateMap([GateSegment(1, 1, 2, 4), GateSegment(2, 1, 2, 3)])
-
-
-def record_of(gates, labels=None, predictions=None, gate_map=TWO_UNITS, **more):
-    gates = np.asarray(gates, bool)
-    labels = np.zeros(len(gates), np.int32) if labels is None else np.asarray(labels, np.int32)
-    return GateRecord(
-        packed=pack(gates),
-        labels=labels,
-        predictions=labels if predictions is None else np.asarray(predictions, np.int32),
-        confidences=np.ones(len(gates), np.float32),
-        gate_map=gate_map,
-        classes=["cat", "dog"],
-        **more,
-    )
-
-
-PLANTED = np.array(
-    [
-        [1, 0, 1, 0, 0, 0, 0],
-        [1, 0, 1, 1, 0, 0, 0],
-        [1, 0, 0, 1, 0, 1, 0],
-        [1, 0, 0, 1, 0, 1, 0],
-    ]
-)
 
 
 @pytest.fixture(name="planted")

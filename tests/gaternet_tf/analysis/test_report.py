@@ -1,0 +1,233 @@
+"""The report in a real browser, headless Chromium: what a person sees and does."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+from axe_core_python.sync_playwright import Axe
+from planted_gates import record_of
+from playwright.sync_api import sync_playwright
+
+from gaternet_tf.analysis.figures import figures_of, write_figure
+from gaternet_tf.analysis.files import Analysis, load, save
+from gaternet_tf.analysis.report import write_report, write_tables
+from gaternet_tf.analysis.separation import separate
+from gaternet_tf.analysis.statistics import count, statistics_of
+from gaternet_tf.models.gate_map import GateMap, GateSegment
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = next((path for name in NAMES if (path := shutil.which(name))), None)
+IMAGES = 80
+CLASSES = ("cat", "dog & <b>", "</script><script>alert(1)</script>")
+GATES = GateMap([GateSegment(stage, unit, 2, 4) for stage in (1, 2) for unit in (1, 2, 3)])
+
+
+def changed():
+    row = {"change": "mirrored", "images": IMAGES, "gates": 0.9, "input_dependent": 0.8}
+    return {"flip": {**row, "images_unchanged": 0.1, "predictions": 0.95}}
+
+
+def analysis_of(gates, perplexity=10.0, macs=1000):
+    """An analysis as the command makes it, without a network."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(len(gates)) % 3
+    predictions = np.where(rng.random(len(gates)) < 0.8, labels, 0)
+    costs = {} if macs is None else {"macs": macs, "gate_macs": np.full(24, 20)}
+    record = record_of(gates, labels, predictions, GATES, CLASSES, **costs)
+    counts = count(record)
+    document = statistics_of(record, counts)
+    separation = separate(record, counts.on, perplexity)
+    for rows in document["characteristic"]:
+        for row in rows:
+            row["images_on"], row["images_off"] = [0, 5], [7]
+    shown = np.arange(len(gates))
+    return Analysis(
+        record,
+        {
+            "source": {
+                "kind": "run",
+                "path": "runs/planted",
+                "git_commit": None,
+                "backbone": "resnet20",
+                "gater": "resnet20",
+                "sparsity": 0.1,
+            },
+            "dataset": {"name": "planted", "version": "1.0.0", "split": "test"},
+            **document,
+            "separation": separation.document,
+            "changed_pictures": changed(),
+            "strength": "the pre-activation of the gate",
+            "gate_map": GATES.to_rows(),
+        },
+        separation.sample,
+        separation.points,
+        shown,
+        rng.integers(0, 256, (len(gates), 8, 8, 3)).astype(np.uint8),
+    )
+
+
+def draw(analysis, directory):
+    save(analysis, directory)
+    analysis = load(directory)
+    figures = figures_of(analysis)
+    for figure in figures:
+        write_figure(figure, directory)
+    write_tables(analysis, directory)
+    write_report(analysis, figures, directory)
+    return directory / "report.html"
+
+
+def planted_gates():
+    rng = np.random.default_rng(1)
+    gates = rng.random((IMAGES, 24)) < 0.5
+    # Unit 1 of stage 1 never runs, and the last unit knows the first class.
+    gates[:, :4] = False
+    gates[:, 20:] = (np.arange(IMAGES) % 3 == 0)[:, None]
+    return gates
+
+
+@pytest.fixture(scope="module", name="report")
+def report_fixture(tmp_path_factory):
+    return draw(analysis_of(planted_gates()), tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module", name="browser")
+def browser_fixture():
+    if BROWSER is None:
+        if os.environ.get("CI"):
+            pytest.fail(f"CI needs a browser, one of {', '.join(NAMES)}, to open the report in")
+        pytest.skip(f"no browser on the PATH ({', '.join(NAMES)}) to open the report in")
+    with sync_playwright() as playwright:
+        # Without a sandbox it also starts for root, as in containers; it opens our own file only.
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(name="open_page")
+def open_page_fixture(browser):
+    """Opens a file; at the end nothing must have been complained about or fetched."""
+    pages, complaints = [], []
+
+    def call(path, width=1100, height=900):
+        page = browser.new_page(viewport={"width": width, "height": height})
+        pages.append(page)
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: complaints.append(dialog.message))
+        page.on("request", lambda request: fetched(request.url, path))
+        page.goto(path.as_uri())
+        return page
+
+    def fetched(url, path):
+        if not url.startswith("data:") and url != path.as_uri():
+            complaints.append(url)
+
+    yield call
+    for page in pages:
+        page.close()
+    assert complaints == []
+
+
+def test_the_headlines_are_the_numbers(open_page, report):
+    text = open_page(report).inner_text(".headlines")
+    document = load(report.parent).document
+    gates = document["gates"]
+    assert gates["always_off"] == 4
+    assert f"Of 24 gates, {gates['input_dependent']} depend on the input" in text
+    assert "The branches of 1 units never run: stage1 unit1." in text
+    assert f"{document['gates_on']['all']['mean']:.1f} on average" in text
+
+
+def test_pointing_at_an_image_shows_it_with_class_and_prediction(open_page, report):
+    page = open_page(report)
+    canvas = page.locator("#points")
+    canvas.scroll_into_view_if_needed()
+    analysis = load(report.parent)
+    low, high = analysis.points.min(axis=0), analysis.points.max(axis=0)
+    box = canvas.bounding_box()
+    for number in (0, 41):
+        image = int(analysis.sample[number])
+        x, y = (analysis.points[number] - low) / (high - low)
+        inner = [box["width"] - 24 - 2, box["height"] - 24 - 2]
+        page.mouse.move(
+            box["x"] + 13 + float(x) * inner[0], box["y"] + 13 + float(1 - y) * inner[1]
+        )
+        text = page.inner_text("#card")
+        record = analysis.record
+        assert f"image {image}: {CLASSES[record.labels[image]]}" in text
+        assert f"predicted {CLASSES[record.predictions[image]]}" in text
+        assert page.locator("#card .picture").is_visible()
+
+
+def test_the_keyboard_goes_from_image_to_image(open_page, report):
+    page = open_page(report)
+    page.locator("#points").focus()
+    seen = set()
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft", "ArrowUp", "ArrowDown"):
+        page.keyboard.press(key)
+        seen.add(page.inner_text("#card"))
+    assert len(seen) >= 3
+    assert all(text.startswith("image ") for text in seen)
+
+
+def test_choosing_a_class_marks_it_everywhere(open_page, report):
+    page = open_page(report)
+    before = page.locator("#points").screenshot()
+    page.click(".choose button[data-class='1']")
+    assert page.locator(".choose button[data-class='1']").get_attribute("aria-pressed") == "true"
+    chosen = page.locator("tr.chosen th")
+    assert chosen.all_inner_texts() == [CLASSES[1]] * 2
+    assert page.locator("details.class-gates[open] summary").all_inner_texts() == [CLASSES[1]]
+    assert page.locator("#points").screenshot() != before
+    page.click(".choose button[data-class='-1']")
+    assert page.locator("tr.chosen").count() == 0
+
+
+def test_the_table_of_units_sorts(open_page, report):
+    page = open_page(report)
+    table = page.locator("table.sortable")
+    rates = table.locator("tbody td:nth-child(6)")
+    button = table.get_by_role("button", name="gates on, %")
+    for direction, sign in (("ascending", 1), ("descending", -1)):
+        button.click()
+        assert table.locator(f"th[aria-sort={direction}]").inner_text() == "gates on, %"
+        values = [float(text) for text in rates.all_inner_texts()]
+        assert values == sorted(values, key=lambda value: sign * value)
+    table.get_by_role("button", name="unit", exact=True).click()
+    names = table.locator("tbody th").all_inner_texts()
+    assert names == [f"stage{stage} unit{unit}" for stage in (1, 2) for unit in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("width", [1100, 390])
+def test_it_is_accessible_and_fits_a_phone(open_page, report, width):
+    page = open_page(report, width)
+    page.click(".choose button[data-class='0']")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    violations = Axe().run(page)["violations"]
+    assert [(each["id"], each["nodes"][0]["html"]) for each in violations] == []
+    for image in page.locator("figure img").all():
+        assert len(image.get_attribute("alt")) > 40
+        assert image.evaluate("(image) => image.naturalWidth") > 300
+
+
+def test_printed_it_hides_what_cannot_be_pressed(open_page, report):
+    page = open_page(report)
+    page.emulate_media(media="print")
+    assert not page.locator(".choose").is_visible()
+    assert page.locator("table.sortable").is_visible()
+
+
+@pytest.mark.parametrize(
+    ("gates", "perplexity", "macs", "absent"),
+    [
+        (np.ones((30, 24)), 10.0, 1000, "no gate depends on the input"),
+        (planted_gates()[:9], 30.0, 1000, "needs more images"),
+        (planted_gates(), 10.0, None, "does not say what the network costs"),
+    ],
+)
+def test_what_is_not_known_is_marked(open_page, tmp_path, gates, perplexity, macs, absent):
+    page = open_page(draw(analysis_of(gates, perplexity, macs), tmp_path))
+    assert absent in page.inner_text("main")
+    page.click(".choose button[data-class='1']")
