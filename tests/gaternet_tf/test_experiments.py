@@ -9,6 +9,8 @@ from gaternet_tf.experiments import EXPERIMENTS, find_experiment, list_experimen
 from gaternet_tf.runs import open_run
 from gaternet_tf.training import TrainingConfig, train
 
+KINDS = ("plain", "wide", "se", "gated", "gated-released")
+
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_settings_are_legal_and_the_note_tells_the_command(name):
@@ -23,14 +25,14 @@ def test_settings_are_legal_and_the_note_tells_the_command(name):
 
 
 def test_there_is_a_row_for_every_comparison_of_the_paper():
-    kinds = ("plain", "wide", "se", "gated", "gated-released")
     wanted = {
         f"{dataset}-resnet{depth}-{kind}"
         for dataset in ("cifar10", "cifar100")
         for depth in (20, 56, 164)
-        for kind in kinds
+        for kind in KINDS
     }
-    assert set(EXPERIMENTS) == wanted | {f"fashion-resnet20-{kind}" for kind in kinds}
+    fashion = {f"fashion-resnet20-{kind}" for kind in (*KINDS, "gated-open")}
+    assert set(EXPERIMENTS) == wanted | fashion
 
 
 def test_an_unknown_name_is_refused():
@@ -50,7 +52,7 @@ def idx_files(directory):
     return f"idx:{directory}"
 
 
-@pytest.mark.parametrize("kind", ["plain", "wide", "se", "gated", "gated-released"])
+@pytest.mark.parametrize("kind", [*KINDS, "gated-open"])
 def test_every_fashion_experiment_trains_in_its_smoke_variant(tmp_path, kind):
     settings = find_experiment(f"fashion-resnet20-{kind}").smoke()
     settings |= {"dataset": idx_files(tmp_path / "files"), "data_dir": str(tmp_path / "data")}
