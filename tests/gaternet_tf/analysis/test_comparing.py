@@ -1,0 +1,56 @@
+"""Several runs side by side."""
+
+import csv
+import json
+import shutil
+
+import pytest
+
+from gaternet_tf import UserError
+from gaternet_tf.analysis.comparing import compare, pareto
+
+
+@pytest.fixture(name="runs")
+def runs_fixture(tmp_path, trained):
+    """Three finished runs: cheap and bad, dear and good, dear and bad."""
+
+    def copy(name, accuracy, macs_on):
+        target = tmp_path / name
+        shutil.copytree(trained.path, target, ignore=shutil.ignore_patterns("checkpoints"))
+        result = json.loads((target / "result.json").read_text())
+        result |= {"test_accuracy": accuracy, "macs_on": macs_on}
+        (target / "result.json").write_text(json.dumps(result))
+        return target
+
+    return [copy("cheap", 0.9, 1e5), copy("good", 0.95, 2e5), copy("bad", 0.9, 2e5)]
+
+
+def test_a_run_that_none_beats_is_on_the_front():
+    points = [(1, 0.9), (2, 0.95), (2, 0.9), (1, 0.9), (0.5, 0.1)]
+    assert pareto(points) == [True, True, False, True, True]
+
+
+def test_table_csv_and_figure(runs, tmp_path, run_module):
+    done = run_module("gaternet_tf.analysis.compare", *runs, "--output_dir=out")
+    assert done.status == 0, done.err
+    assert "90.00%" in done.out
+    assert done.out.count("| yes |") == 2
+    with (tmp_path / "out" / "comparison.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["Pareto"] for row in rows] == ["yes", "yes", "no"]
+    assert [float(row["test accuracy"]) for row in rows] == [0.9, 0.95, 0.9]
+    assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "out" / "comparison.svg").read_text()
+
+
+def test_bad_calls_are_refused(runs, run_module):
+    run_module("gaternet_tf.analysis.compare", runs[0]).assert_refused("two or more")
+    with pytest.raises(UserError, match="came twice"):
+        compare([runs[0], runs[0]])
+    with pytest.raises(UserError, match="no directory"):
+        compare([runs[0], runs[0].parent / "nowhere"])
+    document = json.loads((runs[1] / "config.json").read_text())
+    document["dataset"]["name"] = "cifar10"
+    (runs[1] / "config.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"one dataset, and there are digits.* and cifar10"):
+        compare(runs)
