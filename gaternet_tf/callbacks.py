@@ -20,7 +20,7 @@ READABLE = {
 }
 PRINTED = (
     *("loss", "task_loss", "sparsity_loss", "accuracy", "gate_rate"),
-    *("val_accuracy", "val_gate_rate", "learning_rate", "seconds"),
+    *("val_accuracy", "val_gate_rate", "learning_rate", "seconds", "resumed_after_step"),
 )
 """What the line of an epoch shows; metrics.jsonl and TensorBoard have all."""
 
@@ -71,7 +71,10 @@ class StopOnNonFinite(keras.callbacks.Callback):
 
 
 class SparsityWarmUp(keras.callbacks.Callback):
-    """Raises the weight of a `SparsityLoss` linearly over the first `steps` steps of a run."""
+    """Raises the weight of a `SparsityLoss` linearly over the first `steps` steps of a run.
+
+    With `steps_per_execution` it stays the same for so many steps.
+    """
 
     def __init__(self, loss, steps: int):
         super().__init__()
@@ -152,10 +155,17 @@ class BestWeights(keras.callbacks.Callback):
 
 
 class EpochLog(keras.callbacks.Callback):
-    """Appends each epoch to metrics.jsonl, and prints a line an epoch if asked to."""
+    """Appends each epoch to metrics.jsonl, and prints a line an epoch if asked to.
 
-    def __init__(self, run: RunDirectory, epochs: int, print_lines: bool):
+    The numbers of an epoch that was resumed in its middle are of the steps since then; its record
+    says `resumed_after_step`.
+    """
+
+    def __init__(
+        self, run: RunDirectory, epochs: int, print_lines: bool, checkpoints: "Checkpoints"
+    ):
         super().__init__()
+        self.checkpoints = checkpoints
         self.run = run
         self.epochs = epochs
         self.print_lines = print_lines
@@ -167,6 +177,9 @@ class EpochLog(keras.callbacks.Callback):
         values = {key: float(value) for key, value in (logs or {}).items()}
         values["learning_rate"] = float(self.model.optimizer.learning_rate)
         values["seconds"] = round(time.monotonic() - self.started, 3)
+        if self.checkpoints.first_step:
+            # What `fit` averages, it does since the run was resumed.
+            values["resumed_after_step"] = self.checkpoints.first_step
         self.run.append_metrics({"epoch": epoch + 1, **values})
         if self.print_lines:
             text = "  ".join(f"{key} {values[key]:.4g}" for key in PRINTED if key in values)
@@ -195,6 +208,7 @@ class Checkpoints(keras.callbacks.Callback):
         self.steps_done = tf.Variable(0, dtype=tf.int64)
         self.stopping = False
         self.first_step = 0
+        self.steps = 0
         model.optimizer.build(model.trainable_variables)
         # TensorFlow does not find the state of Keras' seed generators by itself: with the model
         # alone, a resumed run would draw the noise of its first epochs again.
@@ -215,6 +229,7 @@ class Checkpoints(keras.callbacks.Callback):
             steps_done=self.steps_done,
             **best_state,
         )
+        saved_checkpoints(run.checkpoints)
         self.manager = tf.train.CheckpointManager(checkpoint, run.checkpoints, max_to_keep=2)
 
     def restore(self, directory: pathlib.Path, previous: bool = False) -> tuple[int, int]:
@@ -226,8 +241,7 @@ class Checkpoints(keras.callbacks.Callback):
         Raises:
           UserError: for a damaged checkpoint, or none before the latest.
         """
-        state = tf.train.get_checkpoint_state(directory)
-        found = list(state.all_model_checkpoint_paths) if state else []
+        found = saved_checkpoints(directory)
         if previous and len(found) < 2:
             raise UserError(
                 f"--previous_checkpoint needs two checkpoints, and {directory} has "
@@ -253,14 +267,16 @@ class Checkpoints(keras.callbacks.Callback):
         self.epoch = epoch
 
     def on_train_batch_end(self, batch, logs=None):
-        if self.agree(self.stopping):
-            self._save(self.epoch, self.first_step + batch + 1)
-            raise Stopped(
-                f"saved after step {batch + 1 + self.first_step} of epoch {self.epoch + 1}"
-            )
+        done = self.first_step + batch + 1
+        # After its last step an epoch is evaluated and saved as a whole.
+        if done < self.steps and self.agree(self.stopping):
+            self._save(self.epoch, done)
+            raise Stopped(f"saved after step {done} of epoch {self.epoch + 1}")
 
     def on_epoch_end(self, epoch, logs=None):
         self._save(epoch + 1, 0)
+        if self.agree(self.stopping):
+            raise Stopped(f"saved after epoch {epoch + 1}")
 
     def _save(self, epochs, steps):
         self.epochs_done.assign(epochs)
@@ -275,6 +291,25 @@ class Checkpoints(keras.callbacks.Callback):
                 f"({str(error).splitlines()[0]}); make room, then the same command resumes from "
                 f"the last good one, {self.manager.latest_checkpoint}"
             ) from error
+
+
+def saved_checkpoints(directory: pathlib.Path) -> list[str]:
+    """Paths of the checkpoints in a directory, oldest first.
+
+    Raises:
+      UserError: when there are some, and the list that names them is damaged or missing.
+    """
+    try:
+        state = tf.train.get_checkpoint_state(directory)
+    except ValueError:
+        state = None
+    if state is None and any(pathlib.Path(directory).glob("c*")):
+        raise UserError(
+            f"the list of checkpoints, {pathlib.Path(directory) / 'checkpoint'}, must be readable, "
+            "and is damaged or missing; bring it back from a copy, or start anew in another "
+            "--workdir"
+        )
+    return list(state.all_model_checkpoint_paths) if state else []
 
 
 class Stopped(UserError):  # noqa: N818 - a message for the user, not a fault

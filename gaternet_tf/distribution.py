@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
 
@@ -61,6 +62,8 @@ def _workers_of(text: str) -> tuple[str, ...]:
         config = json.loads(text)
         workers = config["cluster"]["worker"]
         task = config["task"]
+        if others := sorted(set(config["cluster"]) - {"worker"}):
+            raise ValueError(f"the cluster must have workers only, and has {others}")
         if not workers or task["type"] != "worker" or not 0 <= task["index"] < len(workers):
             raise ValueError(task)
         return tuple(str(worker) for worker in workers)
@@ -88,8 +91,8 @@ def check_batch_size(batch_size: int, replicas: int) -> None:
         )
 
 
-def agree_on(strategy: tf.distribute.Strategy):
-    """A function that says whether any machine was told True; all must call it as often."""
+def sum_over(strategy: tf.distribute.Strategy):
+    """A function that adds up a whole number of all machines; all must call it as often."""
 
     @tf.function
     def total(flag):
@@ -97,7 +100,25 @@ def agree_on(strategy: tf.distribute.Strategy):
             tf.distribute.ReduceOp.SUM, strategy.run(tf.identity, (flag,)), axis=None
         )
 
-    return lambda flag: bool(total(tf.constant(int(flag))) > 0)
+    return lambda number: int(total(tf.constant(int(number))))
+
+
+def agree_on(strategy: tf.distribute.Strategy):
+    """A function that says whether any machine was told True; all must call it as often."""
+    total = sum_over(strategy)
+    return lambda flag: total(flag) > 0
+
+
+def require_same_settings(strategy: tf.distribute.Strategy, settings: dict) -> None:
+    """Raises `UserError` on every machine unless all of them were given the same settings."""
+    own = {key: value for key, value in settings.items() if key not in ("data_dir", "download")}
+    digest = hashlib.blake2b(json.dumps(own, sort_keys=True).encode(), digest_size=3)
+    number = int.from_bytes(digest.digest())
+    if sum_over(strategy)(number) != number * strategy.num_replicas_in_sync:
+        raise UserError(
+            "all workers must be started with the same flags, and these were not (this one's are "
+            f"{own})"
+        )
 
 
 def fit_on_workers(

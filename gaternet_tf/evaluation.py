@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -179,13 +180,14 @@ def dataset_with_classes(
     data = open_dataset(dataset or config["dataset"], data_dir, download, skip)
     if list(data.labels) != labels:
         raise UserError(
-            f"--dataset must have the classes that the run was trained on, {_some(labels)}, "
-            f"and '{data.name}' has {_some(data.labels)}"
+            f"--dataset must have the classes that the run was trained on, {some_labels(labels)}, "
+            f"and '{data.name}' has {some_labels(data.labels)}"
         )
     return data
 
 
-def _some(labels):
+def some_labels(labels: Sequence[str]) -> str:
+    """The number of classes, and the names of the first four."""
     shown = ", ".join(labels[:4])
     return f"{len(labels)} ({shown}{', ...' if len(labels) > 4 else ''})"
 

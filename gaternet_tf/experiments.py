@@ -140,7 +140,8 @@ for _control, _settings in CONTROLS.items():
                 _name, 45_000, _control, dataset=_name, backbone=_backbone, epochs=160, **_settings
             )
 for _control, _settings in FASHION_CONTROLS.items():
-    _register("fashion", 54_000, _control, backbone="resnet20", **FASHION, **_settings)
+    for _backbone in SPEED:
+        _register("fashion", 54_000, _control, backbone=_backbone, **FASHION, **_settings)
 
 
 def find_experiment(name: str) -> Experiment:

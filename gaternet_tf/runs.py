@@ -67,15 +67,29 @@ class RunDirectory:
         return read_json(self.result_file)
 
     def metrics(self) -> Iterator[dict]:
-        """The epochs' records so far."""
-        if self.metrics_file.exists():
-            for line in self.metrics_file.read_text().splitlines():
+        """The epochs' records so far; not a last one that is cut off, as a full disk leaves it."""
+        lines = self.metrics_file.read_text().splitlines() if self.metrics_file.exists() else []
+        for number, line in enumerate(lines, 1):
+            try:
                 yield json.loads(line)
+            except ValueError as error:
+                if number < len(lines):
+                    raise UserError(
+                        f"line {number} of {self.metrics_file} must be a JSON object, and is not; "
+                        "bring the file back from a copy, or remove the line"
+                    ) from error
 
     def append_metrics(self, record: dict) -> None:
         """Adds an epoch's record."""
-        with self.metrics_file.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        try:
+            with self.metrics_file.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"an epoch's record must be written to {self.metrics_file}, and could not be "
+                f"({error.strerror}); make room, then the same command resumes from the last good "
+                "checkpoint"
+            ) from error
 
     def truncate_metrics(self, epochs: int) -> None:
         """Keeps the records of the first `epochs` epochs, the ones a checkpoint vouches for."""

@@ -41,10 +41,11 @@ from gaternet_tf.distribution import (
     choose_strategy,
     fit_on_workers,
     other_machines_may_fail,
+    require_same_settings,
     worker_of,
 )
 from gaternet_tf.errors import UserError
-from gaternet_tf.evaluation import Evaluator, describe
+from gaternet_tf.evaluation import Evaluator, describe, some_labels
 from gaternet_tf.models import build_gaternet, gate_map
 from gaternet_tf.recalibration import recalibrate
 from gaternet_tf.recipe import (
@@ -112,6 +113,12 @@ def train_on(strategy, config, run, workdir, previous_checkpoint, started) -> di
     `workdir` holds the checkpoints to resume from; `run` is it, but for workers after the first.
     """
     worker, workers = worker_of(strategy)
+    if workers > 1:
+        require_same_settings(strategy, dataclasses.asdict(config))
+    if config.dataset.startswith("folder:") and not config.image_size:
+        raise UserError(
+            f"the pictures of '{config.dataset}' have no common size; give --image_size=PIXELS"
+        )
     dataset = open_dataset(config.dataset, config.data_dir, config.download, config.skip_unreadable)
     dataset = hold_out(dataset, validation_share(config, dataset), config.seed)
     steps = dataset.training_images // config.batch_size
@@ -120,9 +127,11 @@ def train_on(strategy, config, run, workdir, previous_checkpoint, started) -> di
             f"--batch_size must be at most the {dataset.training_images} training images of "
             f"'{config.dataset}', got {config.batch_size}"
         )
-    steps = min(steps, config.steps_per_epoch or steps)
+    steps = whole_executions(min(steps, config.steps_per_epoch or steps), config)
     preprocessing = choose_preprocessing(config, dataset)
-    if not run.config_file.exists():
+    if run.config_file.exists():
+        require_same_data(run, dataset, preprocessing)
+    else:
         run.write_document(dataclasses.asdict(config), dataset.describe(), preprocessing)
 
     keras.mixed_precision.set_dtype_policy(config.dtype_policy)
@@ -146,14 +155,14 @@ def train_on(strategy, config, run, workdir, previous_checkpoint, started) -> di
         *sparsity_warm_up(config, model, steps),
         *validation_callbacks(dataset, preprocessing, evaluator),
         *([best] if best else []),
-        EpochLog(run, config.epochs, print_lines=not on_terminal and worker == 0),
+        EpochLog(run, config.epochs, not on_terminal and worker == 0, checkpoints),
         *tensorboard_callbacks(run),
         checkpoints,
     ]
 
     def fit(epochs, done=0):
         """Trains the epochs of a range, without the first `done` steps of the first one."""
-        checkpoints.first_step = done
+        checkpoints.first_step, checkpoints.steps = done, steps
         batches = training_batches(
             dataset,
             preprocessing,
@@ -209,6 +218,39 @@ def train_on(strategy, config, run, workdir, previous_checkpoint, started) -> di
     save_pictures(dataset, preprocessing, run)
     run.write_result(result)
     return result
+
+
+def whole_executions(steps: int, config: TrainingConfig) -> int:
+    """The steps of an epoch that `--steps_per_execution` divides; Keras would run into the next.
+
+    Raises:
+      UserError: when an epoch has fewer steps than one execution.
+    """
+    at_once = config.steps_per_execution
+    if at_once > steps:
+        raise UserError(
+            f"--steps_per_execution must be at most the {steps} steps of an epoch, got {at_once}"
+        )
+    if left := steps % at_once:
+        print(
+            f"{left} of the {steps} steps of an epoch are left out, since "
+            f"--steps_per_execution={at_once} does not divide them",
+            flush=True,
+        )
+    return steps - left
+
+
+def require_same_data(run: RunDirectory, dataset: Dataset, preprocessing: Preprocessing) -> None:
+    """Raises `UserError` where a run to resume would go on with other data than it began with."""
+    old, new = run.document, {**dataset.describe(), **preprocessing.to_dict()}
+    before = {**old["dataset"], **Preprocessing.from_dict(old["preprocessing"]).to_dict()}
+    differing = [key for key in new if key in before and before[key] != new[key]]
+    if differing:
+        changes = ", ".join(f"{key}: {before[key]} then, {new[key]} now" for key in differing)
+        raise UserError(
+            f"a run is resumed with the data that it began with, and for '{run.path}' it has "
+            f"changed ({changes}); bring the old data back or choose another --workdir"
+        )
 
 
 @contextlib.contextmanager
@@ -327,7 +369,7 @@ def announce(config, dataset, model, strategy, run, first_epoch, first_step):
         f"dataset {dataset.name} {dataset.version}: {dataset.training_images} images of "
         f"'{dataset.train_split}' train, {dataset.validation_images} validate, "
         f"{dataset.size(dataset.test_split)} of '{dataset.test_split}' test "
-        f"({dataset.data_dir})\n"
+        f"({dataset.data_dir}); classes: {some_labels(dataset.labels)}\n"
         f"{config.epochs} epochs, batch {config.batch_size} on {replicas} replica"
         f"{'s' if replicas > 1 else ''}, into {run.path}",
         flush=True,

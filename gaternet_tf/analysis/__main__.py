@@ -1,5 +1,6 @@
 """What the gates of a run or an export do: python -m gaternet_tf.analysis --workdir=RUN"""
 
+import functools
 import os
 import pathlib
 import sys
@@ -22,12 +23,17 @@ flags.DEFINE_boolean("download", True, "Whether a dataset that is not on disk ma
 flags.DEFINE_string(
     "output_dir",
     None,
-    "Where to write; default: RUN/analysis for the test split, RUN/analysis-SPLIT for another one. "
-    "Required with --model_dir, whose files must stay as they are.",
+    "Where to write; default: RUN/analysis, for another split RUN/analysis-SPLIT. Required with "
+    "--model_dir, whose files must stay as they are, and with --dataset.",
 )
 flags.DEFINE_float("perplexity", 30.0, "Neighbours that t-SNE keeps near an image.", 1.0)
 flags.DEFINE_integer("seed", 0, "Seed of samples, noise, PCA and t-SNE.", lower_bound=0)
-flags.DEFINE_integer("batch_size", 250, "Images that the network gets at a time.", lower_bound=1)
+flags.DEFINE_integer(
+    "batch_size",
+    None,
+    "Images the network gets at a time; default: 250, of large ones fewer.",
+    1,
+)
 
 
 def main(argv):
@@ -42,6 +48,8 @@ def main(argv):
         )
     if FLAGS.model_dir and not FLAGS.output_dir:
         raise app.UsageError("--model_dir needs --output_dir, since an export stays as it is")
+    if FLAGS.dataset and not FLAGS.output_dir:
+        raise app.UsageError("--dataset needs --output_dir, since RUN/analysis is of the run's own")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.ERROR)
     from gaternet_tf.errors import UserError
@@ -66,33 +74,34 @@ def _analyse():
     from gaternet_tf.analysis.networks import network_of_export, network_of_run
 
     network = network_of_run(FLAGS.workdir) if FLAGS.workdir else network_of_export(FLAGS.model_dir)
-    name = f"analysis-{FLAGS.split}" if FLAGS.split else "analysis"
+    own = FLAGS.split in (None, network.test_split)
+    name = "analysis" if own else f"analysis-{FLAGS.split}"
     directory = prepare_output(FLAGS.output_dir or pathlib.Path(FLAGS.workdir) / name)
     names = ("dataset", "data_dir", "download", "split", "perplexity", "seed", "batch_size")
     settings: dict[str, Any] = {name: FLAGS[name].value for name in names}
     analysis = analyse(network, AnalysisConfig(**settings))
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".analysis-", dir=directory.parent) as made:
-        new = pathlib.Path(made)
-        save(analysis, new)
-        _draw(new)
-        put_in_place(new, directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    # Within the directory, which may be a file system of its own; what took long is safe first.
+    for write in (functools.partial(save, analysis), functools.partial(_draw, source=directory)):
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=directory) as made:
+            write(pathlib.Path(made))
+            put_in_place(pathlib.Path(made), directory)
     return directory
 
 
 def _redraw():
     directory = pathlib.Path(FLAGS.redraw)
-    _draw(directory)
+    _draw(directory, directory)
     return directory
 
 
-def _draw(directory):
-    """Draws everything from the two files in `directory`, into it."""
+def _draw(directory, source):
+    """Draws everything from the two files in `source` into `directory`."""
     from gaternet_tf.analysis.figures import figures_of, write_figure
     from gaternet_tf.analysis.files import load
     from gaternet_tf.analysis.report import headlines, write_report, write_tables
 
-    analysis = load(directory)
+    analysis = load(source)
     figures = figures_of(analysis)
     for figure in figures:
         write_figure(figure, directory)

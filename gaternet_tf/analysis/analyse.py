@@ -18,6 +18,8 @@ from gaternet_tf.runs import require_writable
 
 CHANGED_IMAGES = 2_000
 """Images whose pictures are changed a little."""
+BATCH_PIXELS = 1_000_000
+"""Pixels that the network gets at a time, at most."""
 CLASSES_WITH_PICTURES = 100
 """Of more classes, the characteristic gates are listed without pictures."""
 
@@ -33,7 +35,7 @@ class AnalysisConfig:
       split: None for the test split.
       perplexity: of t-SNE.
       seed: of samples, noise, PCA and t-SNE.
-      batch_size: images that the network gets at a time.
+      batch_size: images that the network gets at a time; None for 250, or fewer if they are large.
     """
 
     dataset: str | None = None
@@ -42,7 +44,7 @@ class AnalysisConfig:
     split: str | None = None
     perplexity: float = 30.0
     seed: int = 0
-    batch_size: int = 250
+    batch_size: int | None = None
 
 
 def analyse(network: Network, config: AnalysisConfig) -> Analysis:
@@ -56,7 +58,9 @@ def analyse(network: Network, config: AnalysisConfig) -> Analysis:
         network.labels, network.config, config.dataset, config.data_dir, config.download
     )
     split = config.split or dataset.test_split
-    collected = collect(network, dataset, split, config.batch_size)
+    height, width, _ = network.preprocessing.shape
+    batch_size = config.batch_size or max(1, min(250, BATCH_PIXELS // (height * width)))
+    collected = collect(network, dataset, split, batch_size)
     record = collected.record
     counts = count(record)
     document = statistics_of(record, counts)
@@ -66,9 +70,7 @@ def analyse(network: Network, config: AnalysisConfig) -> Analysis:
     _add_pictures(document, collected)
     chosen = stratified_sample(record.labels, CHANGED_IMAGES, config.seed)
     dependent = np.flatnonzero((counts.on > 0) & (counts.on < record.images))
-    changed = agreement(
-        network, dataset, split, record, chosen, dependent, config.seed, config.batch_size
-    )
+    changed = agreement(network, dataset, split, record, chosen, dependent, config.seed, batch_size)
     shown = _shown(document, separation)
     return Analysis(
         record=record,
@@ -131,12 +133,11 @@ def put_in_place(new: pathlib.Path, directory: pathlib.Path) -> None:
     """Moves the files of a finished analysis from `new` to `directory`, over an earlier one.
 
     Figures of the earlier one that this one has not are removed; files of others stay. The
-    document comes last.
+    document comes last of those that are moved.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     names = sorted((path.name for path in new.iterdir()), key=lambda name: (name == DOCUMENT, name))
+    for name in names:
+        os.replace(new / name, directory / name)
     for path in directory.iterdir():
         if path.stem in FIGURE_NAMES and path.name not in names:
             path.unlink()
-    for name in names:
-        os.replace(new / name, directory / name)

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from gaternet_tf.analysis.networks import Network
 from gaternet_tf.analysis.record import GateRecord, pack
-from gaternet_tf.data import Dataset, picture_batches
+from gaternet_tf.data import Dataset, picture_batches, some_pictures
 from gaternet_tf.errors import UserError
 
 STRONGEST = 6
@@ -41,12 +41,18 @@ def collect(network: Network, dataset: Dataset, split: str, batch_size: int = 25
       UserError: for an empty split or one that the dataset has not, and for answers that are not
         finite.
     """
-    batches = _batches(network, dataset, split, batch_size)
+    batches = picture_batches(dataset, network.preprocessing, batch_size, split)
     images = dataset.size(split)
     if not images:
         raise UserError(
             f"an analysis needs images, and split '{split}' of '{dataset.name}' has none; choose "
             "another --split"
+        )
+    known = dataset.labels_of(split)
+    if known.min() < 0 or known.max() >= len(network.labels):
+        raise UserError(
+            f"an analysis needs images with a label, and those of split '{split}' of "
+            f"'{dataset.name}' go from {known.min()} to {known.max()}; choose another --split"
         )
     packed, labels, predictions, confidences = [], [], [], []
     strongest = Strongest(len(network.gate_map))
@@ -115,8 +121,11 @@ def changed_pictures(seed: int) -> dict[str, tuple[str, Callable]]:
     def noise(images, numbers):
         # By the image's number, so that the batch size does not matter.
         generators = [np.random.default_rng([seed, number]) for number in numbers]
-        added = np.stack([rng.normal(0.0, NOISE, images.shape[1:]) for rng in generators])
-        return tf.saturate_cast(tf.round(tf.cast(images, tf.float64) + added), tf.uint8)
+        noisy = np.empty(images.shape, np.uint8)
+        for place, rng in enumerate(generators):
+            added = NOISE * rng.standard_normal(images.shape[1:], np.float32)
+            noisy[place] = (images[place].numpy() + added).round().clip(0, 255)
+        return tf.constant(noisy)
 
     return {
         "flip": ("mirrored left to right", flip),
@@ -210,17 +219,11 @@ def progress(total: int, name: str):
     return tqdm(total=total, desc=name, unit=" images", disable=None, leave=False)
 
 
-def _batches(network, dataset, split, batch_size):
-    return picture_batches(dataset, network.preprocessing, batch_size, split)
-
-
 def _chosen(network, dataset, split, chosen):
     """`tf.data` of the pictures with these indices, ascending."""
     wanted = np.zeros(dataset.size(split), bool)
     wanted[chosen] = True
-    mask = tf.constant(wanted)
-    data = _batches(network, dataset, split, 1000).unbatch().enumerate()
-    return data.filter(lambda number, _: mask[number]).map(lambda _, example: example[0])
+    return some_pictures(dataset, network.preprocessing, split, wanted)
 
 
 def _finite(network, batch, numbers):
@@ -228,6 +231,11 @@ def _finite(network, batch, numbers):
     answer = network.answer(batch)
     probabilities, strengths = answer["probabilities"].numpy(), answer["strengths"].numpy()
     bad = ~(np.isfinite(probabilities).all(axis=1) & np.isfinite(strengths).all(axis=1))
+    if strengths.shape[1] != len(network.gate_map):
+        raise UserError(
+            f"a network must have the gates of its map, {len(network.gate_map)}, and that of "
+            f"'{network.source['path']}' gives {strengths.shape[1]}: the files of two are mixed"
+        )
     if bad.any():
         raise UserError(
             f"a network must give finite numbers, and that of '{network.source['path']}' gives "

@@ -105,6 +105,12 @@ def class_style(number: int) -> tuple[str, str]:
     return CLASS_COLOURS[number % colours], marker
 
 
+def _literally(texts):
+    """Class names are anybody's: a dollar sign in them begins no formula."""
+    for text in texts:
+        text.set_parse_math(False)
+
+
 def _kinds_by_unit(units):
     names = [unit["name"].replace("_", " ") for unit in units]
     shares = {
@@ -155,9 +161,11 @@ def _kinds_by_unit(units):
     )
 
 
-def _bars(histogram, xlabel, ylabel, lines=()):
-    """Draws a histogram; `lines` are (place, label)."""
-    edges, numbers = np.array(histogram["edges"], float), histogram["counts"]
+def _bars(histogram, xlabel, ylabel, lines=(), whole=True):
+    """Draws a histogram, of whole numbers or others; `lines` are (place, label)."""
+    # The bar of the number 5 is drawn around it, from 4.5 to 5.5.
+    edges = np.array(histogram["edges"], float) - (0.5 if whole else 0.0)
+    numbers = histogram["counts"]
 
     def draw(canvas):
         axes = canvas.subplots()
@@ -254,24 +262,26 @@ def _t_sne(analysis):
                 for colour, marker in styles
             ]
             names = [document["classes"][number] for number in present]
-            canvas.legend(handles, names, loc="outside right upper", frameon=False)
+            legend = canvas.legend(handles, names, loc="outside right upper", frameon=False)
+            _literally(legend.get_texts())
 
     separation = document["separation"]
     numbers = ""
     if "absent" not in separation["neighbours"]:
         near = separation["neighbours"]
         numbers = (
-            f" Of the images, {near['accuracy']:.1%} have the class of most of their {near['k']} "
-            f"nearest others; with shuffled labels {near['accuracy_shuffled']:.1%}."
+            f" Of the images, {near['accuracy']:.1%} have the class that is most frequent among "
+            f"their {near['k']} nearest others; with shuffled labels "
+            f"{near['accuracy_shuffled']:.1%}."
         )
     return Figure(
         "t_sne",
         "Gate vectors of the images",
-        "Each point is an image, and images with similar gates lie near each other; colour and "
-        "shape are the class. The gate vectors were reduced to "
-        f"{separation['t_sne']['pca_components']} dimensions by PCA and to 2 by t-SNE, whose axes "
-        "have no meaning, nor have distances between groups. Where a class forms an island, the "
-        "gates know the class.",
+        "Each point is an image; images with the same gates form a disc, and similar gate vectors "
+        "lie near each other. Colour and shape are the class. The distinct vectors were reduced to "
+        f"{separation['t_sne']['pca_components']} dimensions by PCA and to 2 by t-SNE, whose "
+        "axes have no meaning, nor have distances between groups. Where a class forms an island, "
+        "the gates know the class.",
         f"Scatter plot of {len(points)} images of {len(present)} classes.{numbers}",
         [
             ["image", "t_sne_1", "t_sne_2", "class", "prediction"],
@@ -310,6 +320,7 @@ def _rate_by_class(document):
         )
         if len(classes) <= LEGEND_CLASSES:
             axes.set_yticks(range(len(classes)), classes)
+            _literally(axes.get_yticklabels())
         axes.set(xlabel="residual unit (stage.unit)", ylabel="class")
         canvas.colorbar(image, label="gates on, %")
 
@@ -349,5 +360,5 @@ def _macs_per_image(document):
         f"Histogram: {left['min'] / 1e6:.2f} to {left['max'] / 1e6:.2f} million of "
         f"{macs['total'] / 1e6:.2f} million, {left['mean'] / 1e6:.2f} on average.",
         _bins(macs["histogram"], "images"),
-        _bars(histogram, "million multiply-accumulates of an image", "images"),
+        _bars(histogram, "million multiply-accumulates of an image", "images", whole=False),
     )

@@ -31,6 +31,7 @@ class Network:
       macs, gate_macs: see `gaternet_tf.macs`; None if not known.
       source: JSON-ready; where it came from.
       strength: what `strengths` are, in words.
+      test_split: the split that it was tested on; None if not known.
     """
 
     answer: Callable
@@ -42,6 +43,7 @@ class Network:
     gate_macs: np.ndarray | None
     source: dict
     strength: str
+    test_split: str | None = None
 
 
 def network_of_run(workdir: str | os.PathLike) -> Network:
@@ -85,6 +87,7 @@ def network_of_run(workdir: str | os.PathLike) -> Network:
             "sparsity": run.config["sparsity"],
         },
         strength="the pre-activation of the gate",
+        test_split=document["dataset"]["test_split"],
     )
 
 
@@ -114,6 +117,11 @@ def network_of_export(version_dir: str | os.PathLike) -> Network:
     answer.loaded = loaded  # type: ignore[attr-defined]
     config = manifest["run"]["config"]
     macs = manifest.get("macs")
+    if macs and len(macs["gates"]) != len(gates):
+        raise UserError(
+            f"the manifest of '{version_dir}' says what {len(macs['gates'])} gates cost and has "
+            f"{len(gates)}; export the run again"
+        )
     return Network(
         answer=answer,
         gate_map=gates,

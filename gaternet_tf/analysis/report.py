@@ -52,6 +52,7 @@ def write_report(analysis: Analysis, figures: Sequence[Figure], directory: pathl
         svg={figure.name: _svg(directory / f"{figure.name}.svg") for figure in figures},
         unit_columns=UNIT_COLUMNS,
         cell=_heat,
+        swatch=_swatch,
         atlas=atlas,
         data=_data(analysis, atlas),
     )
@@ -74,7 +75,8 @@ def headlines(document: dict) -> list[str]:
     ]
     never = [unit["name"].replace("_", " ") for unit in document["units"] if unit["never_runs"]]
     if never:
-        sentences.append(f"The branches of {len(never)} units never run: {', '.join(never)}.")
+        units = "1 unit never runs" if len(never) == 1 else f"{len(never)} units never run"
+        sentences.append(f"The branch of {units}: {', '.join(never)}.")
     macs = document["macs"]
     if "absent" not in macs:
         left = macs["without_off_filters"]["mean"]
@@ -86,9 +88,9 @@ def headlines(document: dict) -> list[str]:
     near = document["separation"]["neighbours"]
     if "absent" not in near:
         sentences.append(
-            f"By the majority of its {near['k']} nearest gate vectors, the class of "
-            f"{near['accuracy']:.1%} of the images is told (with shuffled labels "
-            f"{near['accuracy_shuffled']:.1%})."
+            f"Of {document['separation']['images']:,} images, {near['accuracy']:.1%} have the "
+            f"class that is the most frequent among the {near['k']} nearest gate vectors (with "
+            f"shuffled labels {near['accuracy_shuffled']:.1%})."
         )
     return sentences
 
@@ -155,6 +157,19 @@ def _heat(rate):
     text = "#fff" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "#000"
     red, green, blue = colour.tolist()
     return f"rgb({red},{green},{blue})", text
+
+
+def _swatch(number):
+    """The colour and the outline of a class' points, as of `svg` elements in a box of 10 x 10."""
+    colour, marker = class_style(number)
+    shapes = {
+        "o": "M5 1a4 4 0 1 0 .01 0z",
+        "s": "M1.5 1.5h7v7h-7z",
+        "^": "M5 1l4.2 8H.8z",
+        "v": "M5 9l4.2-8H.8z",
+        "D": "M5 0l5 5-5 5-5-5z",
+    }
+    return colour, shapes[marker]
 
 
 def _atlas(analysis):

@@ -18,6 +18,8 @@ COMPONENTS = 400
 """Dimensions that PCA leaves for t-SNE, as in the paper."""
 SILHOUETTE_IMAGES = 5_000
 NEIGHBOURS = 10
+SEED = 0.0015
+"""Distance of two images with the same gates, as a share of the picture's longer side."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Separation:
 
     Attributes:
       sample: int64 [n], the images that were looked at, ascending.
-      points: float32 [n, 2], their place in the picture; [0, 2] if there is none.
+      points: float32 [n, 2], their place in the picture; [0, 2] if there is none. Images with the
+        same gates lie in a small disc around the place of their gate vector.
       document: the numbers, JSON-ready. What cannot be had is `{"absent": reason}`.
     """
 
@@ -40,10 +43,12 @@ def separate(
 ) -> Separation:
     """Looks at the gate vectors of at most 10,000 images.
 
-    The vectors, of input-dependent gates only since the others add nothing, are reduced by PCA to
-    at most 400 dimensions and by t-SNE to 2. On the vectors themselves, with the Hamming distance:
-    the share of images whose class the majority of their 10 nearest other images has, and the mean
-    silhouette coefficient; and both again with the labels shuffled, which is what chance gives.
+    The distinct vectors, of input-dependent gates only since the others add nothing, are reduced by
+    PCA to at most 400 dimensions and by t-SNE to 2: t-SNE ties a point to some 90 others, so it
+    would tear the copies of a vector apart that more images share. On the vectors themselves, with
+    the Hamming distance: the share of images whose class is the most frequent one among their 10
+    nearest other images, and the mean silhouette coefficient; and both again with the labels
+    shuffled, which is what chance gives.
 
     Args:
       record: the gates.
@@ -73,15 +78,18 @@ def separate(
     labels = record.labels[sample]
     shuffled = np.random.default_rng(seed).permutation(labels)
     document["neighbours"] = _neighbours(vectors, labels, shuffled)
-    document["silhouette"] = _silhouette(vectors, labels, shuffled, seed)
-    if len(sample) <= perplexity:
+    document["silhouette"] = _silhouette(vectors, labels, seed)
+    distinct, which = np.unique(vectors, axis=0, return_inverse=True)
+    document["distinct_gate_vectors"] = len(distinct)
+    if len(distinct) <= max(2, perplexity):
         document["t_sne"] = {
-            "absent": f"t-SNE with perplexity {perplexity:g} needs more images than that, and "
-            f"there are {len(sample)}"
+            "absent": f"t-SNE with perplexity {perplexity:g} needs more than "
+            f"{max(2, perplexity):g} different gate vectors, and there are {len(distinct)}; choose "
+            "a lower --perplexity or more images"
         }
         return Separation(sample, nowhere, document)
-    points, document["t_sne"] = _embed(vectors, perplexity, seed)
-    return Separation(sample, points, document)
+    places, document["t_sne"] = _embed(distinct, perplexity, seed)
+    return Separation(sample, spread_out(places, which), document)
 
 
 def stratified_sample(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
@@ -102,6 +110,20 @@ def stratified_sample(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
         for number, size in zip(classes, quota, strict=True)
     ]
     return np.sort(np.concatenate(chosen))
+
+
+def spread_out(places: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """Points of images at `places` [m, 2], `which` [n] of them each, float32 [n, 2].
+
+    Images at one place lie around it as the seeds of a sunflower do: the more, the larger the disc.
+    """
+    rank = np.zeros(len(which), np.int64)
+    order = np.argsort(which, kind="stable")
+    starts = np.searchsorted(which[order], which[order])
+    rank[order] = np.arange(len(which)) - starts
+    angle = rank * np.pi * (3 - np.sqrt(5))
+    offsets = np.sqrt(rank)[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return (places[which] + SEED * np.ptp(places, axis=0).max() * offsets).astype(np.float32)
 
 
 def _embed(vectors, perplexity, seed):
@@ -140,9 +162,11 @@ def _majority_accuracy(near, labels):
     return float(np.mean(votes.argmax(axis=1) == labels))
 
 
-def _silhouette(vectors, labels, shuffled, seed):
+def _silhouette(vectors, labels, seed):
     chosen = stratified_sample(labels, SILHOUETTE_IMAGES, seed)
-    vectors, labels, shuffled = vectors[chosen], labels[chosen], shuffled[chosen]
+    vectors, labels = vectors[chosen], labels[chosen]
+    # After choosing, so that there are as many classes.
+    shuffled = np.random.default_rng(seed).permutation(labels)
     classes = len(np.unique(labels))
     if not 2 <= classes < len(labels):
         return {

@@ -7,6 +7,7 @@ from gaternet_tf.data.pipeline import (
     channel_statistics,
     evaluation_batches,
     picture_batches,
+    some_pictures,
     training_batches,
     validation_batches,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "hold_out",
     "open_dataset",
     "picture_batches",
+    "some_pictures",
     "training_batches",
     "validation_batches",
 ]

@@ -51,5 +51,8 @@ DEFAULTS = {
 
 
 def defaults_of(name: str) -> Defaults:
-    """The entry of a dataset's name, or what holds for sets without one."""
-    return DEFAULTS.get(name, Defaults())
+    """The entry of a dataset's name, or what holds for sets without one.
+
+    A version that is named (`cifar10:3.0.2`) changes nothing; a configuration is another set.
+    """
+    return DEFAULTS.get(name.partition(":")[0], Defaults())

@@ -16,8 +16,11 @@ from gaternet_tf.seeds import derive_seed
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 TRAIN, TEST = "train", "test"
-SPLITS = {TRAIN: TRAIN, TEST: TEST, "val": TEST, "valid": TEST, "validation": TEST}
-"""Names a split's directory may have; a set with both test and validation is tested on test."""
+SPLITS = {
+    **dict.fromkeys(("train", "training"), TRAIN),
+    **dict.fromkeys(("test", "testing", "val", "valid", "validation"), TEST),
+}
+"""Names of splits' directories, in capitals or not; of several for the test the first counts."""
 TEST_SHARE = 0.2
 LAYOUT = "DIR/train/CLASS/* and DIR/test/CLASS/*, or DIR/CLASS/*"
 LISTED = 20
@@ -38,19 +41,38 @@ def find_pictures(directory: str | os.PathLike) -> dict[str, Pictures]:
     if not folder.is_dir():
         raise UserError(f"--dataset=folder:DIR must be a directory, and '{directory}' is none")
     children = _visible(folder)
-    if any(SPLITS.get(child.name) == TRAIN for child in children):
-        found = {child.name: _classes(child) for child in children if child.name in SPLITS}
-        tests = [name for name in found if SPLITS[name] == TEST]
-        if not tests:
-            raise UserError(
-                f"--dataset=folder:DIR must have {LAYOUT}, and '{directory}' has 'train' and no "
-                "'test' or 'validation'"
-            )
-        splits = {TRAIN: found[TRAIN], TEST: found[TEST if TEST in tests else tests[0]]}
+    # A class may be called "train" too, but then it holds pictures and no classes.
+    found = {
+        child.name.lower(): _classes(child)
+        for child in children
+        if child.name.lower() in SPLITS and _visible(child)
+    }
+    trains = [name for name in SPLITS if name in found and SPLITS[name] == TRAIN]
+    tests = [name for name in SPLITS if name in found and SPLITS[name] == TEST]
+    if trains and not tests:
+        raise UserError(
+            f"--dataset=folder:DIR must have {LAYOUT}, and '{directory}' has '{trains[0]}' and no "
+            "'test' or 'validation'"
+        )
+    if trains:
+        splits = {TRAIN: found[trains[0]], TEST: found[tests[0]]}
     else:
+        _require_no_level_between(children, directory)
         splits = _split(_classes(folder))
     _check(splits, directory)
     return splits
+
+
+def _require_no_level_between(children, directory):
+    """Refuses directories that all hold the same directories and no picture: they are splits."""
+    below = {tuple(child.name for child in _visible(each)) for each in children}
+    direct = any(path.suffix.lower() in EXTENSIONS for each in children for path in each.iterdir())
+    if len(children) > 1 and not direct and len(below) == 1 and len(below.pop()) > 1:
+        raise UserError(
+            f"--dataset=folder:DIR must have {LAYOUT}, and in '{directory}' the directories "
+            f"{', '.join(child.name for child in children)} all hold the same directories instead "
+            "of pictures; if they are splits, call them train and test"
+        )
 
 
 def _visible(folder):
@@ -145,6 +167,7 @@ class Folder(tfds.core.GeneratorBasedBuilder):
                 facts = path.stat()
                 digest.update(f"{split} {path} {facts.st_size} {facts.st_mtime_ns};".encode())
         config = tfds.core.BuilderConfig(name=f"{folder.name}-{digest.hexdigest()}")
+        self._directory = directory
         super().__init__(config=config, data_dir=data_dir)
 
     def _info(self):
@@ -164,7 +187,8 @@ class Folder(tfds.core.GeneratorBasedBuilder):
         """Decodes every picture once, before anything is written.
 
         Raises:
-          UserError: listing those that cannot be read, unless they are to be skipped.
+          UserError: listing those that cannot be read, unless they are to be skipped; and when
+            a class or a split is empty without them.
         """
         paths = [
             path
@@ -184,6 +208,7 @@ class Folder(tfds.core.GeneratorBasedBuilder):
         for classes in self._pictures.values():
             for name, pictures in classes.items():
                 classes[name] = [path for path in pictures if path not in bad]
+        _check(self._pictures, self._directory)
 
     def _split_generators(self, dl_manager):
         return {split: self._generate_examples(split) for split in (TRAIN, TEST)}

@@ -139,6 +139,18 @@ def picture_batches(
     return pictures.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
 
+def some_pictures(dataset: Dataset, preprocessing: Preprocessing, split: str, wanted: np.ndarray):
+    """Those pictures of a split whose entry in `wanted`, bool [images], is true.
+
+    Returns:
+      `tf.data` of uint8 [height, width, channels], in stored order. The others are not decoded.
+    """
+    mask = tf.constant(wanted)
+    files = dataset.files(split).enumerate().filter(lambda number, _: mask[number])
+    pictures = _pictures(dataset, files.map(lambda _, example: example), preprocessing)
+    return pictures.map(lambda picture, _: picture)
+
+
 def validation_batches(dataset: Dataset, preprocessing: Preprocessing, batch_size: int):
     """Batches of the images held out of training, in stored order; the last may be smaller."""
     pictures = _pictures(dataset, dataset.validation_files(), preprocessing)

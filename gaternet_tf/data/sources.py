@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 import sys
 import threading
 import urllib.error
@@ -23,6 +24,7 @@ REACH_SECONDS = 5
 
 IDX = "idx:"
 FOLDER = "folder:"
+TFDS_NAME = re.compile(r"(?P<set>\w+)(/(?P<config>[\w.-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +124,7 @@ class Dataset:
             "test_split": self.test_split,
             "test_images": self.size(self.test_split),
             "labels": list(self.labels),
+            "content": self.builder.builder_config.name if self.builder.builder_config else "",
         }
 
 
@@ -186,14 +189,17 @@ def _builder(name, data_dir, skip_unreadable):
     if name.startswith(FOLDER):
         return Folder(name.removeprefix(FOLDER), data_dir, skip_unreadable)
     # tfds.builder() would also look for the set on the network; the class alone does not.
+    parts = TFDS_NAME.fullmatch(name)
     try:
-        cls = tfds.builder_cls(name)
-    except tfds.core.DatasetNotFoundError as error:
+        cls = tfds.builder_cls(parts["set"] if parts else name)
+        options = {key: parts[key] for key in ("config", "version") if parts and parts[key]}
+        return cls(data_dir=data_dir, **options)
+    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
         raise UserError(
             "--dataset must be 'digits', idx:DIR, folder:DIR or the name of a TFDS image "
-            f"classification set such as 'cifar10'; got '{name}'"
+            "classification set such as 'cifar10', or NAME/CONFIG:VERSION of one; got "
+            f"'{name}' ({str(error).splitlines()[0]})"
         ) from error
-    return cls(data_dir=data_dir)
 
 
 def _prepare(builder, name, download):
@@ -227,7 +233,21 @@ def _prepare(builder, name, download):
                 )
         size = tfds.core.utils.Size(sum(info.size for info in builder.url_infos.values()))
         print(f"dataset {name}: downloading {size} to {directory}", flush=True)
-    builder.download_and_prepare()
+    try:
+        builder.download_and_prepare()
+    except UserError:
+        raise
+    except Exception as error:  # Whatever a dataset's own code, the network or the disk raises.
+        if builder.is_prepared():
+            # Another process made it in the meantime.
+            return
+        lines = str(error).splitlines() or [""]
+        raise UserError(
+            f"dataset '{name}' could not be made in {directory}: {type(error).__name__}: "
+            f"{lines[0]}. What was fetched for it is in "
+            f"{pathlib.Path(builder.data_dir_root) / 'downloads'}; remove a damaged file there, or "
+            "make room, and try again"
+        ) from error
 
 
 def _require_manual_files(builder, name):

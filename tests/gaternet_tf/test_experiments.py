@@ -31,7 +31,11 @@ def test_there_is_a_row_for_every_comparison_of_the_paper():
         for depth in (20, 56, 164)
         for kind in KINDS
     }
-    fashion = {f"fashion-resnet20-{kind}" for kind in (*KINDS, "gated-open")}
+    fashion = {
+        f"fashion-resnet{depth}-{kind}"
+        for depth in (20, 56, 164)
+        for kind in (*KINDS, "gated-open")
+    }
     assert set(EXPERIMENTS) == wanted | fashion
 
 

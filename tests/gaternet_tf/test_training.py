@@ -17,6 +17,7 @@ from gaternet_tf.callbacks import (
     Checkpoints,
     EpochLog,
     StopOnNonFinite,
+    Stopped,
     Validation,
 )
 from gaternet_tf.data import evaluation_batches, hold_out, validation_batches
@@ -421,3 +422,91 @@ def test_the_batch_must_divide_among_the_replicas():
 def test_recorded_settings_are_the_flags(trained):
     fields = [field.name for field in dataclasses.fields(TrainingConfig)]
     assert list(json.loads(trained.config_file.read_text())["config"]) == fields
+
+
+def test_an_epoch_has_whole_executions_only(data_dir, tmp_path, capsys):
+    # 1294 // 256 = 5 steps, of which Keras would make 6 out of the next epoch's.
+    config = small_config(data_dir, batch_size=256, epochs=3, steps_per_execution=2)
+    train(config, tmp_path / "run")
+    assert "1 of the 5 steps of an epoch are left out" in capsys.readouterr().out
+    checkpoints = list((tmp_path / "run" / "checkpoints").glob("ckpt-*.index"))
+    assert {path.stem for path in checkpoints} == {"ckpt-8", "ckpt-12"}
+    with pytest.raises(UserError, match="must be at most the 5 steps of an epoch, got 6"):
+        train(small_config(data_dir, batch_size=256, steps_per_execution=6), tmp_path / "more")
+
+
+def test_a_stop_in_the_last_step_of_an_epoch_saves_the_whole_epoch(tmp_path):
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    checkpoints = Checkpoints(RunDirectory(tmp_path), model)
+    checkpoints.set_model(model)
+    checkpoints.steps = 3
+    checkpoints.on_epoch_begin(4)
+    checkpoints.on_train_batch_end(1)
+    checkpoints.stop()
+    checkpoints.on_train_batch_end(2)
+    with pytest.raises(Stopped, match="saved after epoch 5"):
+        checkpoints.on_epoch_end(4)
+    assert checkpoints.restore(tmp_path / "checkpoints") == (5, 0)
+
+
+def test_a_stop_before_the_last_step_saves_in_the_middle(tmp_path):
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    checkpoints = Checkpoints(RunDirectory(tmp_path), model)
+    checkpoints.set_model(model)
+    checkpoints.steps, checkpoints.first_step = 5, 1
+    checkpoints.on_epoch_begin(4)
+    checkpoints.stop()
+    with pytest.raises(Stopped, match="saved after step 4 of epoch 5"):
+        checkpoints.on_train_batch_end(2)
+    assert checkpoints.restore(tmp_path / "checkpoints") == (4, 4)
+
+
+@pytest.fixture(name="stopped")
+def stopped_fixture(trained, tmp_path):
+    """An unfinished run of three epochs, all of them done."""
+    shutil.copytree(trained.path, tmp_path / "stopped")
+    (tmp_path / "stopped" / "result.json").unlink()
+    return tmp_path / "stopped"
+
+
+def test_a_run_is_not_resumed_on_other_data(data_dir, stopped):
+    document = json.loads((stopped / "config.json").read_text())
+    document["dataset"]["train_images"] = 7
+    document["preprocessing"]["mean"] = [0.1]
+    (stopped / "config.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"train_images: 7 then, 1294 now, mean: \(0.1,\) then"):
+        train(small_config(data_dir, epochs=3), stopped)
+
+
+def test_a_record_that_a_full_disk_cut_off_does_not_count(data_dir, stopped):
+    run = RunDirectory(stopped)
+    with run.metrics_file.open("a") as file:
+        file.write('{"epoch": 4, "lo')
+    assert [record["epoch"] for record in run.metrics()] == [1, 2, 3]
+    train(small_config(data_dir, epochs=3), stopped)
+    assert [record["epoch"] for record in run.metrics()] == [1, 2, 3]
+    run.metrics_file.write_text('{"epoch": 1\n{"epoch": 2}\n')
+    with pytest.raises(UserError, match=r"line 1 of .*metrics.jsonl must be a JSON object"):
+        list(run.metrics())
+
+
+def test_a_record_without_room_is_told(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.metrics_file.symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"metrics.jsonl.*No space left.*resumes"):
+        run.append_metrics({"epoch": 1})
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing of the kind", None])
+def test_a_damaged_list_of_checkpoints_is_named_and_nothing_is_lost(data_dir, stopped, content):
+    path = stopped / "checkpoints" / "checkpoint"
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    before = (stopped / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"checkpoints/checkpoint, must be readable"):
+        train(small_config(data_dir, epochs=3), stopped)
+    assert (stopped / "metrics.jsonl").read_bytes() == before

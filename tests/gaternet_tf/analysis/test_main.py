@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from gaternet_tf.analysis.analyse import put_in_place
 from gaternet_tf.analysis.files import load
 from gaternet_tf.data import evaluation_batches
 
@@ -91,6 +92,7 @@ def test_an_export_gives_the_same_gates(analysis_dir, exported, data_dir, tmp_pa
         ([], ["one of --workdir, --model_dir and --redraw"]),
         (["--workdir=a", "--model_dir=b"], ["--workdir and --model_dir"]),
         (["--model_dir=b"], ["--output_dir"]),
+        (["--workdir=a", "--dataset=cifar10"], ["--dataset needs --output_dir"]),
         (["--workdir=nowhere"], ["no directory 'nowhere'"]),
         (["--model_dir=nowhere", "--output_dir=x"], ["must be a version that export.main wrote"]),
         (["--redraw=nowhere"], ["analysis.json and gates.npz"]),
@@ -110,6 +112,18 @@ def test_what_does_not_fit_the_run_is_refused(trained, data_dir, tmp_path, run_m
         "holds other files"
     )
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_an_earlier_analysis_is_replaced_and_what_is_not_ours_stays(analysis_dir, tmp_path):
+    new, old = tmp_path / "new", tmp_path / "old"
+    for directory in (new, old):
+        directory.mkdir()
+        (directory / "analysis.json").write_text(directory.name)
+    (old / "t_sne.png").write_text("stale")
+    (old / "notes.txt").write_text("mine")
+    put_in_place(new, old)
+    assert (old / "analysis.json").read_text() == "new"
+    assert sorted(path.name for path in old.iterdir()) == ["analysis.json", "notes.txt"]
 
 
 def test_a_matrix_of_another_network_is_refused(analysis_dir, tmp_path, run_module):

@@ -18,7 +18,7 @@ from gaternet_tf.models.gate_map import GateMap, GateSegment
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next((path for name in NAMES if (path := shutil.which(name))), None)
 IMAGES = 80
-CLASSES = ("cat", "dog & <b>", "</script><script>alert(1)</script>")
+CLASSES = ("cat", "dog & $\\frac$ <b>", "</script><script>alert(1)</script>")
 GATES = GateMap([GateSegment(stage, unit, 2, 4) for stage in (1, 2) for unit in (1, 2, 3)])
 
 
@@ -133,13 +133,14 @@ def test_the_headlines_are_the_numbers(open_page, report):
     gates = document["gates"]
     assert gates["always_off"] == 4
     assert f"Of 24 gates, {gates['input_dependent']} depend on the input" in text
-    assert "The branches of 1 units never run: stage1 unit1." in text
+    assert "The branch of 1 unit never runs: stage1 unit1." in text
     assert f"{document['gates_on']['all']['mean']:.1f} on average" in text
 
 
 def test_pointing_at_an_image_shows_it_with_class_and_prediction(open_page, report):
     page = open_page(report)
     canvas = page.locator("#points")
+    assert not page.locator("#card .picture").is_visible()
     canvas.scroll_into_view_if_needed()
     analysis = load(report.parent)
     low, high = analysis.points.min(axis=0), analysis.points.max(axis=0)
@@ -175,6 +176,9 @@ def test_choosing_a_class_marks_it_everywhere(open_page, report):
     page.click(".choose button[data-class='1']")
     assert page.locator(".choose button[data-class='1']").get_attribute("aria-pressed") == "true"
     chosen = page.locator("tr.chosen th")
+    legend = page.locator("ul.legend li")
+    assert legend.all_inner_texts() == list(CLASSES)
+    assert legend.locator("svg").count() == 3
     assert chosen.all_inner_texts() == [CLASSES[1]] * 2
     assert page.locator("details.class-gates[open] summary").all_inner_texts() == [CLASSES[1]]
     assert page.locator("#points").screenshot() != before
@@ -220,7 +224,7 @@ def test_printed_it_hides_what_cannot_be_pressed(open_page, report):
     ("gates", "perplexity", "macs", "absent"),
     [
         (np.ones((30, 24)), 10.0, 1000, "no gate depends on the input"),
-        (planted_gates()[:9], 30.0, 1000, "needs more images"),
+        (planted_gates()[:9], 30.0, 1000, "needs more than 30 different gate vectors"),
         (planted_gates(), 10.0, None, "does not say what the network costs"),
     ],
 )

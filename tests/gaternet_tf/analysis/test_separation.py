@@ -55,8 +55,41 @@ def test_the_same_seed_gives_the_same_picture():
 def test_fewer_images_than_the_perplexity_is_a_marked_absence():
     found = separated(planted(30, informative=3), perplexity=30)
     assert found.points.shape == (0, 2)
-    assert "needs more images" in found.document["t_sne"]["absent"]
+    assert (
+        "more than 30 different gate vectors, and there are 30" in found.document["t_sne"]["absent"]
+    )
     assert "accuracy" in found.document["neighbours"]
+
+
+def test_images_with_the_same_gates_stay_together():
+    rng = np.random.default_rng(0)
+    kinds = rng.random((6, 40)) < 0.5
+    which = np.arange(6 * 150) % 6
+    found = separated(record_of(kinds[which], which % 2, gate_map=GATES), perplexity=3)
+    middles = np.stack([found.points[which == kind].mean(axis=0) for kind in range(6)])
+    apart = np.linalg.norm(middles[:, None] - middles[None], axis=-1) + 1e9 * np.eye(6)
+    for kind in range(6):
+        radius = np.linalg.norm(found.points[which == kind] - middles[kind], axis=1).max()
+        assert radius < apart[kind].min() / 2
+    assert found.document["t_sne"]["kl_divergence"] >= 0
+    assert found.document["distinct_gate_vectors"] == 6
+
+
+def test_a_single_gate_that_changes_is_a_marked_absence():
+    gates = np.zeros((50, 7))
+    gates[:, 3] = np.arange(50) % 2
+    found = separated(record_of(gates, labels=np.arange(50) % 2), perplexity=1)
+    assert "more than 2 different gate vectors" in found.document["t_sne"]["absent"]
+    assert found.document["neighbours"]["accuracy"] == 1.0
+
+
+def test_a_class_of_two_images_has_a_shuffled_silhouette_for_every_seed():
+    rng = np.random.default_rng(0)
+    labels = np.zeros(300, int)
+    labels[:2] = 1
+    record = record_of(rng.random((300, 7)) < 0.5, labels)
+    for seed in range(5):
+        assert "mean_shuffled" in separated(record, seed=seed).document["silhouette"]
 
 
 def test_gates_that_never_change_are_a_marked_absence():

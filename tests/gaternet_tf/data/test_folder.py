@@ -102,6 +102,37 @@ def test_a_validation_directory_is_the_test_where_there_is_no_other(folder, name
     assert opened(folder).size("test") == 4
 
 
+@pytest.mark.parametrize(("train", "test"), [("Training", "Testing"), ("TRAIN", "Valid")])
+def test_splits_may_have_other_names(folder, train, test):
+    (folder / "train").rename(folder / train)
+    (folder / "test").rename(folder / test)
+    dataset = opened(folder)
+    assert dataset.labels == ("cat", "dog")
+    assert (dataset.size("train"), dataset.size("test")) == (20, 4)
+
+
+def test_splits_of_unknown_names_are_no_classes(folder):
+    (folder / "train").rename(folder / "learn")
+    (folder / "test").rename(folder / "exam")
+    with pytest.raises(UserError, match="exam, learn all hold the same directories"):
+        opened(folder)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for name in ("bus", "car", "train"):
+        for number in range(5):
+            save(tmp_path / "mine" / name / f"{number}.png", number=number)
+    assert opened(tmp_path / "mine").labels == ("bus", "car", "train")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_class_that_is_empty_without_the_unreadable_is_refused(folder, split):
+    for path in (folder / split / "cat").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"two classes|must have the same classes"):
+        opened(folder, skip_unreadable=True)
+
+
 def test_a_new_picture_is_seen(folder):
     assert opened(folder).size("train") == 20
     save(folder / "train" / "cat" / "new.png")

@@ -78,6 +78,27 @@ def test_an_unknown_set_is_refused(tmp_path):
         open_dataset("no_such_set", str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["cifar10:9.9.9", "eurosat/nothing", "a/b/c", "cifar10:new"])
+def test_an_unknown_version_or_configuration_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match=f"NAME/CONFIG:VERSION of one; got '{name}'"):
+        open_dataset(name, str(tmp_path))
+
+
+def test_a_configuration_and_a_version_can_be_named(tmp_path):
+    with pytest.raises(UserError, match=r"eurosat/rgb.* is not in .*eurosat/rgb/2.0.0"):
+        open_dataset("eurosat/rgb:2.0.0", str(tmp_path), download=False)
+
+
+def test_what_a_dataset_raises_while_it_is_made_is_told(monkeypatch, tmp_path):
+    def fail(self, **options):
+        raise tfds.download.DownloadError("checksum mismatch")
+
+    monkeypatch.setattr("gaternet_tf.data.sources._unreachable", lambda url: None)
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
+    with pytest.raises(UserError, match=r"cifar10.*DownloadError: checksum mismatch.*downloads"):
+        open_dataset("cifar10", str(tmp_path))
+
+
 def test_a_set_that_is_not_on_disk_is_refused_in_seconds_and_leaves_nothing(tmp_path):
     started = time.monotonic()
     with pytest.raises(UserError) as error:
