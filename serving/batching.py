@@ -130,7 +130,7 @@ class BatchScheduler:
         limit = self.parameters.max_batch_size
         if size > limit:
             raise invalid(f"Task size {size} is larger than maximum input batch size {limit}")
-        step = self.parameters.max_execution_batch_size if self.parameters.split else limit
+        step = self.parameters.rows_at_once
         now = time.monotonic()
         return [
             _Task([array[start : start + step] for array in arrays], min(step, size - start), now)
@@ -139,9 +139,7 @@ class BatchScheduler:
 
     def _enqueue(self, queue, tasks):
         """All tasks, or none where the queue has no room for all of them."""
-        limit = self.parameters.max_execution_batch_size
-        if not self.parameters.split:
-            limit = self.parameters.max_batch_size
+        limit = self.parameters.rows_at_once
         last = queue.batches[-1].rows if queue.batches else limit
         needed = 0
         for task in tasks:
@@ -163,7 +161,7 @@ class BatchScheduler:
 
     def _take(self):
         """The next batch that is due and its queue, or None when the scheduler is closed."""
-        full = self.parameters.max_execution_batch_size
+        full = self.parameters.rows_at_once
         with self._changed:
             while True:
                 wait = None

@@ -42,6 +42,11 @@ class Batching:
     split: bool = False
     max_execution_batch_size: int = 1000
 
+    @property
+    def rows_at_once(self) -> int:
+        """Rows that run together at most."""
+        return self.max_execution_batch_size if self.split else self.max_batch_size
+
 
 def read_text(path: str, message, flag: str):
     """Parses a text proto.

@@ -20,7 +20,7 @@ from serving.metrics import Metrics
 from serving.models import LoadingOptions, Models
 from serving.rest import RestApi, RestServer
 from serving.servable import Servable
-from serving.services import register
+from serving.services import refuse_all_others, register
 
 HEALTH_NAMES = ("", "ModelService", "PredictionService")
 # Threads that tell callers that the others are busy.
@@ -109,12 +109,17 @@ class LocalServer:
         if settings.rest_port:
             self._rest = self._listen_for_rest()
             self.rest_port = self._rest.server_address[1]
-        self.models.start(settings.config)
+        try:
+            self.models.start(settings.config)
+        except BaseException:
+            self._give_up()
+            raise
         register(self._grpc, self._inference)
         if settings.health:
             health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
             for name in HEALTH_NAMES:
                 self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        refuse_all_others(self._grpc)
         self._grpc.start()
         if self._rest:
             self._rest.start()
@@ -133,6 +138,15 @@ class LocalServer:
         if self._rest:
             self._rest.stop()
         stopped.wait()
+        self.models.close()
+        for scheduler in self._schedulers:
+            scheduler.close()
+
+    def _give_up(self):
+        """Frees ports and threads of a server that could not be started."""
+        self._grpc.stop(0)
+        if self._rest:
+            self._rest.server_close()
         self.models.close()
         for scheduler in self._schedulers:
             scheduler.close()

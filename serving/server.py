@@ -185,8 +185,13 @@ def main(argv):
         return 1
     print(start_up_line(server), flush=True)
     stop.wait()
-    server.stop(FLAGS.grace_period_seconds)
+    stopping = threading.Thread(target=server.stop, args=[FLAGS.grace_period_seconds], daemon=True)
+    stopping.start()
+    stopping.join(FLAGS.grace_period_seconds + 1)
     print("server stopped", flush=True)
+    if stopping.is_alive():
+        # A graph that does not end would keep the process for ever.
+        os._exit(0)
     return 0
 
 

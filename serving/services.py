@@ -98,9 +98,24 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
             return response
 
 
+class _Unknown(grpc.GenericRpcHandler):
+    """Answers methods that there are not, as the real server does: without a word."""
+
+    def service(self, handler_call_details):
+        """Takes every call that no service has taken before."""
+        return grpc.unary_unary_rpc_method_handler(
+            lambda _, context: context.abort(grpc.StatusCode.UNIMPLEMENTED, "")
+        )
+
+
 def register(server: grpc.Server, inference: Inference) -> None:
     """Adds both services to a gRPC server."""
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
         PredictionService(inference), server
     )
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(inference), server)
+
+
+def refuse_all_others(server: grpc.Server) -> None:
+    """Has the right words for services that are not there; call it last."""
+    server.add_generic_rpc_handlers((_Unknown(),))

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import threading
 
 import grpc
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
@@ -57,6 +58,21 @@ def serving(base_path=None, name="toy", stop=True, **settings):
     finally:
         if stop:
             server.stop(GRACE)
+
+
+def entries(server) -> threading.Semaphore:
+    """Is released whenever a request has got hold of a version from now on."""
+    entered = threading.Semaphore(0)
+    lend = server.models.servable
+
+    @contextlib.contextmanager
+    def noticed(spec):
+        with lend(spec) as servable:
+            entered.release()
+            yield servable
+
+    server.models.servable = noticed
+    return entered
 
 
 def error_of(call, request, timeout=30):

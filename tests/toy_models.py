@@ -4,9 +4,12 @@
 answers when a file exists, so that a test decides how long a request takes.
 """
 
+import functools
 import pathlib
+import tempfile
 
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
 CLASSIFY = "tensorflow/serving/classify"
@@ -34,11 +37,15 @@ class Toy(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="path")])
     def wait(self, path):
-        def absent(_):
-            return tf.equal(tf.size(tf.io.matching_files(path)), 0)
+        def nothing(count):
+            return tf.strings.substr(tf.as_string(count), 0, 0)
 
-        tf.while_loop(absent, lambda count: count + 1, [tf.constant(0)], parallel_iterations=1)
-        return {"path": path}
+        # All hangs on the count, or the graph's optimiser would take the loop away.
+        def absent(count):
+            return tf.equal(tf.size(tf.io.matching_files(path + nothing(count))), 0)
+
+        (count,) = tf.while_loop(absent, lambda count: (count + 1,), (tf.constant(0),))
+        return {"path": path + nothing(count)}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
     def scalar(self, x):
@@ -71,28 +78,44 @@ class Toy(tf.Module):
         return {"classes": classes, "scores": scores}
 
 
-def write_toy(directory: pathlib.Path, version: int = 1, warm_up=()) -> pathlib.Path:
+@functools.cache
+def _files(version: int) -> dict[str, bytes]:
+    """What a version consists of, by path; made once, as that is the slow part."""
+    toy = Toy(version)
+    names = ("tagged", "wait", "scalar", "half", "image_bytes", "gates", "whole", "classify")
+    signatures = {"serving_default": toy.double} | {name: getattr(toy, name) for name in names}
+    with tempfile.TemporaryDirectory() as scratch:
+        tf.saved_model.save(toy, scratch, signatures=signatures)
+        root = pathlib.Path(scratch)
+        path = root / "saved_model.pb"
+        saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+        saved.meta_graphs[0].signature_def["classify"].method_name = CLASSIFY
+        path.write_bytes(saved.SerializeToString())
+        return {
+            str(file.relative_to(root)): file.read_bytes()
+            for file in root.rglob("*")
+            if file.is_file()
+        }
+
+
+def write_toy(directory: pathlib.Path, version: int = 1, warm_up=(), broken=False) -> pathlib.Path:
     """Writes a version beside and renames it into place; returns its directory.
 
     Args:
       directory: the model's, made if need be.
       version: its number.
       warm_up: PredictionLogs, for the version's warm-up file.
+      broken: whether its graph is no graph, so that it cannot be loaded.
     """
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    toy = Toy(version)
     scratch = directory / f"tmp-{version}"
-    names = ("tagged", "wait", "scalar", "half", "image_bytes", "gates", "whole", "classify")
-    signatures = {"serving_default": toy.double} | {name: getattr(toy, name) for name in names}
-    tf.saved_model.save(toy, str(scratch), signatures=signatures)
-    path = scratch / "saved_model.pb"
-    saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
-    saved.meta_graphs[0].signature_def["classify"].method_name = CLASSIFY
-    path.write_bytes(saved.SerializeToString())
+    for name, content in _files(version).items():
+        (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+        (scratch / name).write_bytes(content)
+    (scratch / "variables").mkdir(exist_ok=True)
+    if broken:
+        (scratch / "saved_model.pb").write_bytes(b"broken")
     if warm_up:
         write_warm_up(scratch, warm_up)
-    (directory / str(version)).parent.mkdir(parents=True, exist_ok=True)
     return scratch.rename(directory / str(version))
 
 
