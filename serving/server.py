@@ -166,9 +166,10 @@ def main(argv):
     """Serves until SIGTERM or SIGINT; returns the exit status."""
     if len(argv) > 1:
         raise app.UsageError(f"serving.server takes flags only, got '{argv[1]}'")
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    # Kept back before there are other threads, and taken by sigwait: a handler runs in this thread
+    # only, while the signal may come to another one and leave this one asleep.
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.ERROR)
     try:
@@ -184,7 +185,7 @@ def main(argv):
         print(f"serving.server: error: Failed to start server. Error: {error}", file=sys.stderr)
         return 1
     print(start_up_line(server), flush=True)
-    stop.wait()
+    signal.sigwait(ends)
     stopping = threading.Thread(target=server.stop, args=[FLAGS.grace_period_seconds], daemon=True)
     stopping.start()
     stopping.join(FLAGS.grace_period_seconds + 1)
