@@ -1,5 +1,6 @@
 """One version of a model, loaded and run as TensorFlow Serving does it: by a session."""
 
+import math
 import pathlib
 from collections.abc import Callable
 
@@ -234,8 +235,10 @@ class Servable:
     @staticmethod
     def _parse(alias, proto, dtype, position):
         try:
+            if not _is_complete(proto):
+                raise ValueError("Its shape is open, or too large for what it holds")
             array = tf.make_ndarray(proto)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, KeyError) as error:
             raise invalid(f"tensor parsing error: {alias}") from error
         if proto.dtype != dtype:
             wanted, given = (tf.as_dtype(number).name for number in (dtype, proto.dtype))
@@ -258,6 +261,19 @@ class Servable:
                 raise invalid(f"duplicate output tensor alias: {alias}")
             chosen.append(alias)
         return chosen or sorted(signature.outputs)
+
+
+MAX_FILLED_BYTES = 2**28
+"""Of a tensor whose last value stands for all further ones, which 50 bytes may ask for."""
+
+
+def _is_complete(proto) -> bool:
+    """Whether a TensorProto has a known shape, and not one that a few values blow up to fill."""
+    sizes = [dim.size for dim in proto.tensor_shape.dim]
+    if proto.tensor_shape.unknown_rank or any(size < 0 for size in sizes):
+        return False
+    whole = math.prod(sizes) * max(tf.as_dtype(proto.dtype).size or 0, 1)
+    return whole <= max(MAX_FILLED_BYTES, 2 * proto.ByteSize())
 
 
 # TensorFlow's C++ names of the types that differ from the Python ones.

@@ -1,4 +1,4 @@
-"""Mutated, odd and enormous pictures: each is answered or refused, and the server goes on."""
+"""Mutated, odd and enormous requests: each is answered or refused, and the server goes on."""
 
 import io
 import random
@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 from local_servers import error_of, serving
 from PIL import Image
+from tensorflow.core.framework import tensor_pb2
 from tensorflow_serving.apis import classification_pb2
 from toy_models import predict_request, write_toy
 
@@ -148,3 +149,90 @@ def test_more_kinds_of_headers():
 def test_what_is_no_picture_has_no_pixels():
     for data in (b"", b"\xff\xd8", b"BM", b"GIF89a", b"RIFF", b"\x89PNG\r\n\x1a\n", b"text" * 9):
         assert pixels(data) == 0
+
+
+def assert_alive(calls):
+    answer = calls.prediction.Predict(predict_request({"x": np.float32([[1, 2]])}), timeout=60)
+    assert tf.make_ndarray(answer.outputs["y"]).tolist() == [[3, 5]]
+
+
+def tensor(*sizes, dtype=tf.float32.as_datatype_enum, values=(1, 2)):
+    proto = tensor_pb2.TensorProto(dtype=dtype, float_val=values)
+    for size in sizes:
+        proto.tensor_shape.dim.add(size=size)
+    return proto
+
+
+NO_SHAPE = tensor()
+NO_SHAPE.tensor_shape.unknown_rank = True
+
+
+@pytest.mark.parametrize(
+    "proto",
+    [
+        # The last value stands for all further ones, of which there would be terabytes.
+        tensor(2**20, 2**20),
+        tensor(2**62, 2**62),
+        tensor(1, -1),
+        tensor(1, 1),
+        tensor(1, 2, dtype=99),
+        tensor(1, 2, dtype=tf.resource.as_datatype_enum),
+        NO_SHAPE,
+    ],
+)
+def test_a_tensor_that_is_not_what_it_says(base_path, proto):
+    with serving(base_path) as calls:
+        found = error_of(calls.prediction.Predict, predict_request({"x": proto}))
+        assert found == ("INVALID_ARGUMENT", "tensor parsing error: x")
+        assert_alive(calls)
+
+
+def test_a_last_value_stands_for_further_ones(base_path):
+    with serving(base_path) as calls:
+        request = predict_request({"x": tensor(2, 3)})
+        answer = calls.prediction.Predict(request, timeout=60)
+        assert tf.make_ndarray(answer.outputs["y"]).tolist() == [[3, 5, 5], [5, 5, 5]]
+
+
+def test_mutated_messages_over_grpc(base_path):
+    rng = random.Random(SEED)
+    messages = [
+        predict_request({"x": np.float32([[1, 2], [3, 4]])}).SerializeToString(),
+        predict_request(
+            {"x": np.float32([[1, 2]]), "tag": [b"a"]}, signature="tagged"
+        ).SerializeToString(),
+        predict_request({"gates": np.uint8([[1, 0]])}, signature="gates").SerializeToString(),
+    ]
+    with serving(base_path) as calls:
+        raw = calls.channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+        outcomes = {"OK"}
+        for number in range(600):
+            try:
+                raw(mutate(rng, messages[number % 3]), timeout=60)
+            except grpc.RpcError as error:
+                # What is no message at all is gRPC's own business.
+                if error.details() != "Exception deserializing request!":
+                    outcomes.add(error.code().name)
+        assert outcomes <= {*("OK", "INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION")}
+        assert len(outcomes) > 3
+        assert_alive(calls)
+
+
+def test_mutated_documents_over_rest(base_path):
+    rng = random.Random(SEED)
+    documents = [
+        b'{"instances": [[1.0, 2.0], [3.0, 4.0]]}',
+        b'{"signature_name": "tagged", "inputs": {"x": [[1, 2]], "tag": [{"b64": "YWI="}]}}',
+        b'{"signature_name": "whole", "instances": [1, -2, 9223372036854775807]}',
+        b'{"signature_name": "classify", "examples": [{"v": [1.0, 2.0]}]}',
+    ]
+    with serving(base_path) as calls:
+        statuses = set()
+        for number in range(800):
+            kind = number % 4
+            path = "toy:classify" if kind == 3 else "toy:predict"
+            status, answer = calls.post(path, mutate(rng, documents[kind]))
+            assert status in (200, 400), answer
+            statuses.add(status)
+        assert statuses == {200, 400}
+        assert_alive(calls)
