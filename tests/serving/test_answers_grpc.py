@@ -126,6 +126,10 @@ def test_all_threads_busy(base_path, tmp_path):
             "RESOURCE_EXHAUSTED",
             "Server Threadpool Exhausted",
         )
+        assert calls.post("toy:predict", {"inputs": [[1]]}) == (
+            429,
+            {"error": "Server Threadpool Exhausted"},
+        )
         go.touch()
         assert [one.result().model_spec.version.value for one in running] == [1, 1]
         assert answer(calls, {"x": X})["y"].tolist() == [[3, 5]]

@@ -15,7 +15,7 @@ from toy_models import write_toy
 def calls(tmp_path_factory):
     directory = tmp_path_factory.mktemp("models")
     write_toy(directory)
-    with serving(directory, rest_timeout_seconds=5) as calls:
+    with serving(directory) as calls:
         yield calls
 
 
@@ -201,9 +201,11 @@ def test_classify(calls):
     assert calls.post("toy:classify", shared) == (200, wanted)
 
 
-def test_a_request_that_takes_too_long(calls, tmp_path):
+def test_a_request_that_takes_too_long(tmp_path):
+    write_toy(tmp_path / "toy")
     document = {"signature_name": "wait", "instances": [str(tmp_path / "never")]}
-    status, answer = calls.post("toy:predict", document)
+    with serving(tmp_path / "toy", rest_timeout_seconds=0.5) as calls:
+        status, answer = calls.post("toy:predict", document)
     assert (status, answer) == (504, {"error": "Timed out waiting for notification"})
 
 
