@@ -73,8 +73,9 @@ class LocalServer:
     def __init__(self, settings: Settings):
         self._settings = settings
         self.metrics = Metrics()
-        self._schedulers: list[BatchScheduler] = []
-        self._shared = self._scheduler(settings.batching) if settings.batching else None
+        self._shared = (
+            BatchScheduler(settings.batching, self.metrics) if settings.batching else None
+        )
         self.models = Models(self._load, settings.loading)
         self._inference = Inference(
             self.models, self.metrics, settings.max_picture_pixels, settings.max_threads
@@ -139,8 +140,8 @@ class LocalServer:
             self._rest.stop()
         stopped.wait()
         self.models.close()
-        for scheduler in self._schedulers:
-            scheduler.close()
+        if self._shared:
+            self._shared.close()
 
     def _give_up(self):
         """Frees ports and threads of a server that could not be started."""
@@ -148,8 +149,8 @@ class LocalServer:
         if self._rest:
             self._rest.server_close()
         self.models.close()
-        for scheduler in self._schedulers:
-            scheduler.close()
+        if self._shared:
+            self._shared.close()
 
     def _listen(self, address, flag):
         ssl = self._settings.ssl
@@ -186,15 +187,22 @@ class LocalServer:
 
     def _load(self, name: str, directory: pathlib.Path, version: int) -> Servable:
         """Loads and warms up a version."""
-        servable = Servable(
-            directory,
-            version,
-            self._scheduler_for(directory),
-            tf.compat.v1.ConfigProto(
-                intra_op_parallelism_threads=self._settings.intra_op_threads,
-                inter_op_parallelism_threads=self._settings.inter_op_threads,
-            ),
-        )
+        own = self._own_scheduler(directory)
+        try:
+            servable = Servable(
+                directory,
+                version,
+                own or self._shared,
+                tf.compat.v1.ConfigProto(
+                    intra_op_parallelism_threads=self._settings.intra_op_threads,
+                    inter_op_parallelism_threads=self._settings.inter_op_threads,
+                ),
+                owns_scheduler=own is not None,
+            )
+        except Exception:
+            if own is not None:
+                own.close()
+            raise
         try:
             rounds = self._settings.warm_up_rounds
             if rounds:
@@ -205,16 +213,13 @@ class LocalServer:
             raise
         return servable
 
-    def _scheduler_for(self, directory):
-        own = directory / PER_MODEL_BATCHING
-        if not (self._settings.per_model_batching and self._settings.batching and own.exists()):
-            return self._shared
-        return self._scheduler(configuration.read_batching(str(own), PER_MODEL_BATCHING))
-
-    def _scheduler(self, parameters):
-        scheduler = BatchScheduler(parameters, self.metrics)
-        self._schedulers.append(scheduler)
-        return scheduler
+    def _own_scheduler(self, directory):
+        """With a version's own batching parameters, or None."""
+        file = directory / PER_MODEL_BATCHING
+        if not (self._settings.per_model_batching and self._shared and file.exists()):
+            return None
+        parameters = configuration.read_batching(str(file), PER_MODEL_BATCHING)
+        return BatchScheduler(parameters, self.metrics)
 
     def _poll_config(self):
         """Reads the list of models again and again; a bad one is logged and changes nothing."""

@@ -91,6 +91,7 @@ class Servable:
       version: its number.
       scheduler: puts requests together into batches; None runs each by itself.
       session_config: threads of the session.
+      owns_scheduler: whether the scheduler ends with this version.
 
     Raises:
       LoadError: when the directory cannot be loaded.
@@ -102,9 +103,11 @@ class Servable:
         version: int,
         scheduler: BatchScheduler | None = None,
         session_config: tf.compat.v1.ConfigProto | None = None,
+        owns_scheduler: bool = False,
     ):
         self.version = version
         self._scheduler = scheduler
+        self._owns_scheduler = owns_scheduler
         self._session = tf.compat.v1.Session(graph=tf.Graph(), config=session_config)
         try:
             saved_model = _read_saved_model(directory)
@@ -124,7 +127,9 @@ class Servable:
 
     def close(self) -> None:
         """Frees the session. No request may be running."""
-        if self._scheduler:
+        if self._scheduler and self._owns_scheduler:
+            self._scheduler.close()
+        elif self._scheduler:
             self._scheduler.forget(self)
         self._session.close()
 

@@ -1,6 +1,7 @@
 """Requests are put together into batches with TensorFlow Serving's parameters, limits and words."""
 
 import contextlib
+import threading
 
 import numpy as np
 import pytest
@@ -233,6 +234,32 @@ def test_a_version_may_bring_its_own_parameters(tmp_path):
                 )
             else:
                 calls.prediction.Predict(predict_request(x(3)), timeout=SECONDS)
+
+
+def test_a_versions_own_batch_threads_end_with_it(tmp_path):
+    version = write_toy(tmp_path, 1)
+    own = version / "batching_params.pbtxt"
+    own.write_text("num_batch_threads { value: 3 }")
+
+    def threads():
+        return sum(one.name.startswith("batch_threads") for one in threading.enumerate())
+
+    with serving(
+        tmp_path, batching=Batching(threads=1), per_model_batching=True, loading=LoadingOptions(0)
+    ) as calls:
+        assert threads() == 4
+        write_toy(tmp_path, 2)
+        models = calls.server.models
+        models.poll()
+        with models._changed:
+            assert models._changed.wait_for(
+                lambda: (
+                    [state.name for _, state, _ in models.statuses("toy")] == ["AVAILABLE", "END"]
+                ),
+                SECONDS,
+            )
+        assert threads() == 1
+    assert threads() == 0
 
 
 def test_what_waits_is_answered_when_its_version_is_replaced(base_path, tmp_path):

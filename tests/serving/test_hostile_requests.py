@@ -15,7 +15,7 @@ from tensorflow.core.framework import tensor_pb2
 from tensorflow_serving.apis import classification_pb2
 from toy_models import predict_request, write_toy
 
-from serving.batching import Batching
+from serving.config import Batching
 from serving.picture_limit import pixels
 
 LIMIT = 100_000

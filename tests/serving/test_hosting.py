@@ -21,7 +21,7 @@ from tensorflow_serving.apis import (
 )
 from toy_models import predict_request, warm_up_log, write_toy, write_warm_up
 
-from serving.batching import Batching
+from serving.config import Batching
 from serving.errors import ServingError
 from serving.models import LoadingOptions
 from serving.warmup import PLACE

@@ -14,6 +14,7 @@ from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2
 from tensorflow_serving.config import model_server_config_pb2
 from toy_models import predict_request, warm_up_log, write_toy
 
+from serving.config import Batching
 from serving.errors import ServingError
 from serving.models import LoadingOptions
 from serving.versions import ModelDirectoryError
@@ -106,9 +107,10 @@ def callers(calls, asks=(ask, ask, ask, ask_rest)):
     assert failures == []
 
 
-def test_a_swap_under_load_costs_no_request(tmp_path):
+@pytest.mark.parametrize("batching", [None, Batching(max_batch_size=8, timeout_seconds=0.001)])
+def test_a_swap_under_load_costs_no_request(tmp_path, batching):
     write_toy(tmp_path, 1)
-    with serving(tmp_path, loading=BY_HAND, max_threads=8) as calls:
+    with serving(tmp_path, loading=BY_HAND, max_threads=8, batching=batching) as calls:
         with callers(calls) as answered:
             for version in (2, 3, 4):
                 write_toy(tmp_path, version)
