@@ -1,5 +1,6 @@
 """One version of a model, loaded and run as TensorFlow Serving does it: by a session."""
 
+import math
 import pathlib
 from collections.abc import Callable
 
@@ -10,28 +11,73 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.framework import tensor_pb2
 from tensorflow.core.protobuf import saved_model_pb2
 
-from serving.errors import ServingError, invalid
+from serving.batching import BatchScheduler
+from serving.errors import ServingError, failed_precondition, invalid, not_found
 from serving.versions import ModelDirectoryError
 
 DEFAULT_SIGNATURE = "serving_default"
 TAGS = ["serve"]
+GRAPH = "saved_model.pb"
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
-def _feeds(directory: pathlib.Path) -> dict[str, tf.Tensor]:
+class LoadError(ModelDirectoryError):
+    """A version that cannot be loaded; `status` has the server's code and words for it."""
+
+    def __init__(self, directory: pathlib.Path, version: int, status: ServingError):
+        super().__init__(
+            f"version {version} must be a SavedModel tagged 'serve', and '{directory}' cannot be "
+            f"loaded: {status.message.splitlines()[0]}"
+        )
+        self.status = status
+
+
+def _read_saved_model(directory: pathlib.Path) -> saved_model_pb2.SavedModel:
+    path = directory / GRAPH
+    if directory.exists() and not directory.is_dir():
+        raise failed_precondition(f"{path}; Not a directory")
+    if not path.exists():
+        raise not_found(
+            f"Could not find SavedModel .pb or .pbtxt at supplied export directory path: "
+            f"{directory}. Check that the directory exists and that you have the right permissions "
+            "for accessing it."
+        )
+    try:
+        saved_model = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    except DecodeError as error:
+        raise ServingError(
+            grpc.StatusCode.DATA_LOSS, f"Can't parse {path} as binary proto"
+        ) from error
+    if not any(list(graph.meta_info_def.tags) == TAGS for graph in saved_model.meta_graphs):
+        raise not_found(
+            "Could not find meta graph def matching supplied tags: { serve }. To inspect available "
+            "tag-sets in the SavedModel, please use the SavedModel CLI: `saved_model_cli`"
+        )
+    return saved_model
+
+
+def _feeds(saved_model) -> dict[str, tf.Tensor]:
     """A placeholder without a shape for every input tensor of a signature, by that one's name.
 
     A session compares what it is fed with the placeholder's shape; the real server leaves that to
     the kernels, whose messages a caller then sees.
     """
-    content = (directory / "saved_model.pb").read_bytes()
     return {
         info.name: tf.compat.v1.placeholder(info.dtype, name="fed_by_request")
-        for meta_graph in saved_model_pb2.SavedModel.FromString(content).meta_graphs
+        for meta_graph in saved_model.meta_graphs
         if list(meta_graph.meta_info_def.tags) == TAGS
         for signature in meta_graph.signature_def.values()
         for info in signature.inputs.values()
     }
+
+
+def _status(error: Exception) -> ServingError:
+    """What TensorFlow raised, as a status; Python's session adds lines to the kernel's words."""
+    kernels = error.__context__
+    original = kernels if isinstance(kernels, tf.errors.OpError) else error
+    if isinstance(original, tf.errors.OpError):
+        return ServingError(CODES[original.error_code], original.message)
+    return ServingError(grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}")
 
 
 class Servable:
@@ -40,33 +86,61 @@ class Servable:
     A session of TensorFlow 1 and not `tf.saved_model.load`, because it fails where the real
     server fails: on the signature's own tensors, with the kernels' own messages.
 
+    Args:
+      directory: the version's.
+      version: its number.
+      scheduler: puts requests together into batches; None runs each by itself.
+      session_config: threads of the session.
+      owns_scheduler: whether the scheduler ends with this version.
+
     Raises:
-      ModelDirectoryError: when the directory cannot be loaded.
+      LoadError: when the directory cannot be loaded.
     """
 
-    def __init__(self, directory: pathlib.Path, version: int):
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        version: int,
+        scheduler: BatchScheduler | None = None,
+        session_config: tf.compat.v1.ConfigProto | None = None,
+        owns_scheduler: bool = False,
+    ):
         self.version = version
-        self._session = tf.compat.v1.Session(graph=tf.Graph())
+        self._scheduler = scheduler
+        self._owns_scheduler = owns_scheduler
+        self._session = tf.compat.v1.Session(graph=tf.Graph(), config=session_config)
         try:
+            saved_model = _read_saved_model(directory)
             with self._session.graph.as_default():
-                self._feeds = _feeds(directory)
+                self._feeds = _feeds(saved_model)
                 meta_graph = tf.compat.v1.saved_model.load(
                     self._session, TAGS, str(directory), input_map=self._feeds
                 )
-        except (OSError, RuntimeError, ValueError, DecodeError, tf.errors.OpError) as error:
+        except ServingError as error:
             self._session.close()
-            raise ModelDirectoryError(
-                f"version {version} must be a SavedModel tagged 'serve', and '{directory}' cannot "
-                f"be loaded: {str(error).splitlines()[0]}"
-            ) from error
+            raise LoadError(directory, version, error) from error
+        except (OSError, RuntimeError, ValueError, TypeError, KeyError, tf.errors.OpError) as error:
+            self._session.close()
+            raise LoadError(directory, version, _status(error)) from error
         self.signatures = meta_graph.signature_def
         self._callables: dict[tuple, Callable] = {}
 
     def close(self) -> None:
-        """Frees the session."""
+        """Frees the session. No request may be running."""
+        if self._scheduler and self._owns_scheduler:
+            self._scheduler.close()
+        elif self._scheduler:
+            self._scheduler.forget(self)
         self._session.close()
 
-    def predict(self, signature_name, inputs, output_filter=()) -> dict[str, np.ndarray]:
+    @property
+    def batches(self) -> bool:
+        """Whether requests are put together."""
+        return self._scheduler is not None
+
+    def predict(
+        self, signature_name, inputs, output_filter=(), timeout: float | None = None
+    ) -> dict[str, np.ndarray]:
         """Runs a signature on TensorProtos, checked in the order in which the server checks.
 
         Returns:
@@ -75,36 +149,73 @@ class Servable:
         Raises:
           ServingError: with the server's code and words.
         """
+        names, arrays, outputs = self.check(signature_name, inputs, output_filter)
+        return self.run(signature_name, names, arrays, outputs, timeout)
+
+    def check(
+        self, signature_name, inputs, output_filter=()
+    ) -> tuple[list[str], list[np.ndarray], list[str]]:
+        """Parses and checks what `predict` would run.
+
+        Returns:
+          (input names, arrays, output names).
+
+        Raises:
+          ServingError: with the server's code and words.
+        """
         signature = self.signatures.get(signature_name)
         if signature is None:
-            raise ServingError(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                f'Serving signature key "{signature_name}" not found.',
-            )
+            raise failed_precondition(f'Serving signature key "{signature_name}" not found.')
         names = self._check_input_names(signature, inputs)
         arrays = [
             self._parse(alias, inputs[alias], signature.inputs[alias].dtype, position)
             for position, alias in enumerate(names)
         ]
-        return self.run(signature_name, names, arrays, self._outputs(signature, output_filter))
+        return names, arrays, self._outputs(signature, output_filter)
 
-    def run(self, signature_name, input_names, arrays, output_names) -> dict[str, np.ndarray]:
-        """Runs a signature on arrays, which are not checked against its declared shapes."""
-        key = (signature_name, tuple(input_names), tuple(output_names))
-        if key not in self._callables:
-            signature = self.signatures[signature_name]
-            self._callables[key] = self._session.make_callable(
-                [signature.outputs[name].name for name in output_names],
-                feed_list=[self._feeds[signature.inputs[name].name] for name in input_names],
+    def run(
+        self, signature_name, input_names, arrays, output_names, timeout: float | None = None
+    ) -> dict[str, np.ndarray]:
+        """Runs a signature on arrays, which are not checked against its declared shapes.
+
+        Args:
+          signature_name: of a signature that there is.
+          input_names: all of its inputs.
+          arrays: one for each of them.
+          output_names: what to return.
+          timeout: seconds after which the work is given up.
+
+        Raises:
+          ServingError: with the kernel's code and words, or DEADLINE_EXCEEDED.
+        """
+        signature = self.signatures[signature_name]
+        feeds = tuple(signature.inputs[name].name for name in input_names)
+        fetches = tuple(signature.outputs[name].name for name in output_names)
+        if self._scheduler is None:
+            values = self._run_session(feeds, fetches, arrays, timeout)
+        else:
+            values = self._scheduler.run(
+                (self, feeds, fetches),
+                feeds,
+                lambda merged: self._run_session(feeds, fetches, merged),
+                arrays,
+                timeout,
             )
-        try:
-            values = self._callables[key](*arrays)
-        except tf.errors.OpError as error:
-            # Python's session wraps the kernel's error in one that adds lines to its message.
-            kernels = error.__context__
-            original = kernels if isinstance(kernels, tf.errors.OpError) else error
-            raise ServingError(CODES[original.error_code], original.message) from error
         return dict(zip(output_names, values, strict=True))
+
+    def _run_session(self, feeds, fetches, arrays, timeout=None):
+        key = (feeds, fetches)
+        if key not in self._callables:
+            self._callables[key] = self._session.make_callable(
+                list(fetches), feed_list=[self._feeds[name] for name in feeds], accept_options=True
+            )
+        options = None
+        if timeout is not None:
+            options = tf.compat.v1.RunOptions(timeout_in_ms=max(1, int(timeout * 1000)))
+        try:
+            return self._callables[key](*arrays, options=options)
+        except tf.errors.OpError as error:
+            raise _status(error) from error
 
     @staticmethod
     def _check_input_names(signature, inputs):
@@ -129,8 +240,10 @@ class Servable:
     @staticmethod
     def _parse(alias, proto, dtype, position):
         try:
+            if not _is_complete(proto):
+                raise ValueError("Its shape is open, or too large for what it holds")
             array = tf.make_ndarray(proto)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, KeyError) as error:
             raise invalid(f"tensor parsing error: {alias}") from error
         if proto.dtype != dtype:
             wanted, given = (tf.as_dtype(number).name for number in (dtype, proto.dtype))
@@ -153,6 +266,19 @@ class Servable:
                 raise invalid(f"duplicate output tensor alias: {alias}")
             chosen.append(alias)
         return chosen or sorted(signature.outputs)
+
+
+MAX_FILLED_BYTES = 2**28
+"""Of a tensor whose last value stands for all further ones, which 50 bytes may ask for."""
+
+
+def _is_complete(proto) -> bool:
+    """Whether a TensorProto has a known shape, and not one that a few values blow up to fill."""
+    sizes = [dim.size for dim in proto.tensor_shape.dim]
+    if proto.tensor_shape.unknown_rank or any(size < 0 for size in sizes):
+        return False
+    whole = math.prod(sizes) * max(tf.as_dtype(proto.dtype).size or 0, 1)
+    return whole <= max(MAX_FILLED_BYTES, 2 * proto.ByteSize())
 
 
 # TensorFlow's C++ names of the types that differ from the Python ones.

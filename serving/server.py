@@ -1,105 +1,198 @@
 """A local model server: python -m serving.server --model_name=gaternet --model_base_path=DIR
 
-Speaks TensorFlow Serving's gRPC protocol, for development and tests. Production is TensorFlow
-Serving itself.
+Speaks TensorFlow Serving's gRPC and REST protocols, with its flags, configuration files, codes and
+words, for development and tests. Production is TensorFlow Serving itself; docs/serving.md says why.
 """
 
-import concurrent.futures
 import os
-import pathlib
 import signal
 import sys
 import threading
 
 from absl import app, flags, logging
 
-from serving.versions import ModelDirectoryError, find_versions
+from serving import config
+from serving.errors import ServingError
+from serving.versions import ModelDirectoryError
 
 FLAGS = flags.FLAGS
-GRACE_SECONDS = 5
-THREADS = 8
-HEALTH_NAMES = ("", "ModelService", "PredictionService")
+CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 flags.DEFINE_integer("port", 8500, "TCP port of the gRPC interface; 0 takes a free one.", 0, 65535)
+flags.DEFINE_integer(
+    "rest_api_port", 0, "TCP port of the REST interface; 0 is off, -1 takes a free one.", -1, 65535
+)
 flags.DEFINE_string("address", "127.0.0.1", "Address to listen on; 0.0.0.0 for every interface.")
+flags.DEFINE_string("grpc_socket_path", "", "UNIX socket on which to serve gRPC too.")
+flags.DEFINE_integer(
+    "grpc_max_threads", 4 * CPUS, "Requests that run at once; further ones are refused.", 1
+)
+flags.DEFINE_integer("rest_api_timeout_in_ms", 30000, "Milliseconds for a REST request.", 1)
 flags.DEFINE_string("model_name", "default", "Name under which clients ask for the model.")
 flags.DEFINE_string(
     "model_base_path",
     None,
-    "Directory with numbered versions; the newest is served.",
-    required=True,
+    "Directory with numbered versions; the newest is served. This or --model_config_file.",
+)
+flags.DEFINE_string(
+    "model_config_file", "", "Text proto ModelServerConfig: several models, policies, labels."
+)
+flags.DEFINE_integer(
+    "model_config_file_poll_wait_seconds", 0, "Seconds between two readings of it; 0 reads once.", 0
+)
+flags.DEFINE_float(
+    "file_system_poll_wait_seconds", 1, "Seconds between two looks for versions; 0 looks once."
+)
+flags.DEFINE_boolean(
+    "allow_version_labels_for_unavailable_models",
+    False,
+    "Whether new labels may name versions that are not available yet.",
+)
+flags.DEFINE_integer("max_num_load_retries", 5, "Attempts to load a version after the first.", 0)
+flags.DEFINE_integer(
+    "load_retry_interval_micros", 60_000_000, "Microseconds between two attempts.", 0
+)
+flags.DEFINE_integer("num_load_threads", 0, "Versions loaded at once; 0 is one after the other.", 0)
+flags.DEFINE_boolean("enable_model_warmup", True, "Whether warm-up files are replayed.")
+flags.DEFINE_integer("num_request_iterations_for_warmup", 1, "How often each record is.", 1)
+flags.DEFINE_boolean("enable_batching", False, "Whether requests are put together into batches.")
+flags.DEFINE_string("batching_parameters_file", "", "Text proto BatchingParameters.")
+flags.DEFINE_boolean(
+    "enable_per_model_batching_parameters",
+    False,
+    "Whether a version's own batching_params.pbtxt counts for it.",
+)
+flags.DEFINE_string("monitoring_config_file", "", "Text proto MonitoringConfig: the metrics page.")
+flags.DEFINE_string("ssl_config_file", "", "Text proto SSLConfig: TLS on the gRPC port.")
+flags.DEFINE_boolean("enable_grpc_healthcheck_service", False, "Whether to serve grpc.health.v1.")
+flags.DEFINE_integer("tensorflow_intra_op_parallelism", 0, "Threads in an operation; 0: all.", 0)
+flags.DEFINE_integer("tensorflow_inter_op_parallelism", 0, "Operations at once; 0: all.", 0)
+flags.DEFINE_integer(
+    "max_picture_pixels",
+    25_000_000,
+    "Pixels of an encoded picture, over all frames, above which a request is refused before it is "
+    "decoded; 0 is no limit. TensorFlow Serving has no such flag.",
+    0,
+)
+flags.DEFINE_float(
+    "grace_period_seconds",
+    30,
+    "Seconds that running requests get after SIGTERM. TensorFlow Serving has no such flag: it ends "
+    "at once.",
+    0,
 )
 
 
-def start(base_path: str, name: str, address: str, port: int):
-    """Loads the newest version below `base_path` and serves it.
-
-    Returns:
-      (server, port, version): the running `grpc.Server`, its port, and what it serves.
+def settings_from_flags():
+    """Reads all configuration files and puts the flags together.
 
     Raises:
-      ModelDirectoryError: when there is nothing to serve, or it cannot be loaded.
-      OSError: when the port cannot be had.
+      ConfigError: when flags contradict each other, or a file cannot be used.
     """
-    import grpc
-    from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-
-    versions = find_versions(pathlib.Path(base_path))
-    newest = max(versions)
+    if bool(FLAGS.model_base_path) == bool(FLAGS.model_config_file):
+        raise config.ConfigError(
+            "Exactly one of --model_base_path and --model_config_file is required"
+        )
+    if FLAGS.port and FLAGS.port == FLAGS.rest_api_port:
+        raise config.ConfigError(
+            f"--rest_api_port cannot be same as --port, and both are {FLAGS.port}"
+        )
+    batching = None
+    if FLAGS.enable_batching:
+        batching = config.Batching()
+        if FLAGS.batching_parameters_file:
+            batching = config.read_batching(FLAGS.batching_parameters_file)
+    elif FLAGS.batching_parameters_file:
+        raise config.ConfigError("--batching_parameters_file requires --enable_batching")
+    monitoring = FLAGS.monitoring_config_file
+    path = config.read_monitoring(monitoring) if monitoring else None
+    if path and not FLAGS.rest_api_port:
+        raise config.ConfigError(
+            "--monitoring_config_file requires --rest_api_port, where the metrics are served"
+        )
+    ssl = config.read_ssl(FLAGS.ssl_config_file) if FLAGS.ssl_config_file else None
+    if FLAGS.model_config_file:
+        models = config.read_models(FLAGS.model_config_file)
+    else:
+        models = config.single_model(FLAGS.model_name, FLAGS.model_base_path)
 
     # TensorFlow, which takes seconds.
-    from serving.servable import Servable
-    from serving.services import ModelStore, register
+    from serving.hosting import Settings
+    from serving.models import LoadingOptions
 
-    server = grpc.server(
-        concurrent.futures.ThreadPoolExecutor(THREADS),
-        options=[
-            ("grpc.max_receive_message_length", -1),
-            ("grpc.max_send_message_length", -1),
-            # Two servers on one port would share its requests between them.
-            ("grpc.so_reuseport", 0),
-        ],
+    return Settings(
+        config=models,
+        config_file=FLAGS.model_config_file,
+        config_poll_seconds=FLAGS.model_config_file_poll_wait_seconds,
+        address=FLAGS.address,
+        port=FLAGS.port,
+        socket_path=FLAGS.grpc_socket_path,
+        rest_port=FLAGS.rest_api_port,
+        rest_timeout_seconds=FLAGS.rest_api_timeout_in_ms / 1000,
+        ssl=ssl,
+        loading=LoadingOptions(
+            poll_seconds=FLAGS.file_system_poll_wait_seconds,
+            max_num_load_retries=FLAGS.max_num_load_retries,
+            load_retry_interval_seconds=FLAGS.load_retry_interval_micros / 1e6,
+            num_load_threads=FLAGS.num_load_threads,
+            labels_for_unavailable=FLAGS.allow_version_labels_for_unavailable_models,
+        ),
+        batching=batching,
+        per_model_batching=FLAGS.enable_per_model_batching_parameters,
+        monitoring_path=path,
+        health=FLAGS.enable_grpc_healthcheck_service,
+        warm_up_rounds=FLAGS.enable_model_warmup * FLAGS.num_request_iterations_for_warmup,
+        max_picture_pixels=FLAGS.max_picture_pixels,
+        max_threads=FLAGS.grpc_max_threads,
+        intra_op_threads=FLAGS.tensorflow_intra_op_parallelism,
+        inter_op_threads=FLAGS.tensorflow_inter_op_parallelism,
     )
-    try:
-        port = server.add_insecure_port(f"{address}:{port}")
-    except RuntimeError as error:
-        raise OSError(
-            f"--port must be free on --address, and {address}:{port} cannot be had; stop what "
-            "listens there or give another --port"
-        ) from error
-    register(server, ModelStore(name, Servable(versions[newest], newest)))
-    servicer = health.HealthServicer()
-    for service in HEALTH_NAMES:
-        servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    server.start()
-    return server, port, newest
+
+
+def start_up_line(server) -> str:
+    """What is served where, and what it is for."""
+    served = ", ".join(
+        f"{name} version {' and '.join(map(str, versions))}"
+        for name, versions in server.models.available().items()
+    )
+    rest = f"and REST on {FLAGS.address}:{server.rest_port} " if server.rest_port else ""
+    return (
+        f"serving {served or 'no model'} on {FLAGS.address}:{server.port} {rest}"
+        "(for development and tests; production is TensorFlow Serving)"
+    )
 
 
 def main(argv):
     """Serves until SIGTERM or SIGINT; returns the exit status."""
     if len(argv) > 1:
         raise app.UsageError(f"serving.server takes flags only, got '{argv[1]}'")
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    # Kept back before there are other threads, and taken by sigwait: a handler runs in this thread
+    # only, while the signal may come to another one and leave this one asleep.
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.ERROR)
     try:
-        server, port, version = start(
-            FLAGS.model_base_path, FLAGS.model_name, FLAGS.address, FLAGS.port
-        )
-    except (ModelDirectoryError, OSError) as error:
+        settings = settings_from_flags()
+        from serving.hosting import LocalServer
+
+        server = LocalServer(settings)
+        server.start()
+    except (config.ConfigError, ModelDirectoryError, OSError) as error:
         print(f"serving.server: error: {error}", file=sys.stderr)
         return 1
-    print(
-        f"serving {FLAGS.model_name} version {version} on {FLAGS.address}:{port} "
-        "(for development and tests; production is TensorFlow Serving)",
-        flush=True,
-    )
-    stop.wait()
-    server.stop(GRACE_SECONDS).wait()
+    except ServingError as error:
+        print(f"serving.server: error: Failed to start server. Error: {error}", file=sys.stderr)
+        return 1
+    print(start_up_line(server), flush=True)
+    signal.sigwait(ends)
+    stopping = threading.Thread(target=server.stop, args=[FLAGS.grace_period_seconds], daemon=True)
+    stopping.start()
+    stopping.join(FLAGS.grace_period_seconds + 1)
     print("server stopped", flush=True)
+    if stopping.is_alive():
+        # A graph that does not end would keep the process for ever.
+        os._exit(0)
     return 0
 
 

@@ -3,23 +3,42 @@
 import pathlib
 import re
 
-NUMBER = re.compile(r"\s*[+-]?[0-9]+\s*")
+NUMBER = re.compile(r"\s*[+-]?[0-9]+\s*", re.ASCII)
+INT64 = range(-(2**63), 2**63)
 
 
 class ModelDirectoryError(Exception):
     """A base path that holds nothing to serve. The text says what is required and what came."""
 
 
+def parse_version(name: str) -> int | None:
+    """The number that absl::SimpleAtoi reads in a name, or None where it reads none.
+
+    `00000005`, `+8` and `-3` are numbers; `1.5`, `tmp-1`, `.staging` and what an int64 cannot hold
+    are not.
+    """
+    if not NUMBER.fullmatch(name):
+        return None
+    number = int(name)
+    return number if number in INT64 else None
+
+
 def find_versions(base_path: pathlib.Path) -> dict[int, pathlib.Path]:
-    """The version directories below a base path, by number as absl::SimpleAtoi reads it."""
+    """The versions below a base path by number, in order of their names; any kind of file counts.
+
+    Raises:
+      ModelDirectoryError: when there is no such directory, or no version in it.
+    """
     if not base_path.is_dir():
         raise ModelDirectoryError(
             f"--model_base_path must be a directory with a version such as {base_path}/1 in it, "
             f"and there is no directory '{base_path}'"
         )
-    versions = {
-        int(child.name): child for child in base_path.iterdir() if NUMBER.fullmatch(child.name)
-    }
+    versions = {}
+    for child in sorted(base_path.iterdir()):
+        number = parse_version(child.name)
+        if number is not None:
+            versions[number] = child
     if not versions:
         hint = ""
         if (base_path / "saved_model.pb").exists():
@@ -29,3 +48,25 @@ def find_versions(base_path: pathlib.Path) -> dict[int, pathlib.Path]:
             f"'{base_path}' has none{hint}"
         )
     return versions
+
+
+def aspired_versions(
+    versions: dict[int, pathlib.Path], policy
+) -> tuple[dict[int, pathlib.Path], list[int]]:
+    """Chooses by a FileSystemStoragePathSourceConfig.ServableVersionPolicy.
+
+    Returns:
+      (chosen, absent): the versions to serve, and those asked for that are not there.
+    """
+    kind = policy.WhichOneof("policy_choice")
+    if kind == "all":
+        return dict(versions), []
+    if kind == "specific":
+        wanted = list(policy.specific.versions)
+        return (
+            {number: versions[number] for number in wanted if number in versions},
+            [number for number in wanted if number not in versions],
+        )
+    count = policy.latest.num_versions if kind == "latest" else 1
+    newest = sorted(versions, reverse=True)[: max(count, 1)]
+    return {number: versions[number] for number in newest}, []

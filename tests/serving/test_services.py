@@ -10,7 +10,6 @@ from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
     inference_pb2,
-    model_management_pb2,
     model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
@@ -352,29 +351,31 @@ def test_status_of_the_unknown_is_not_found(status, spec, text):
     assert_refused(status.GetModelStatus, request, "NOT_FOUND", text)
 
 
-@pytest.mark.parametrize("name", ["", "ModelService", "PredictionService"])
-def test_health_is_serving(channel, name):
-    request = health_pb2.HealthCheckRequest(service=name)
-    answer = health_pb2_grpc.HealthStub(channel).Check(request)
-    assert answer.status == health_pb2.HealthCheckResponse.SERVING
-
-
-def test_health_of_another_name_is_not_found(channel):
-    request = health_pb2.HealthCheckRequest(service="tensorflow.serving.PredictionService")
+def test_health_is_not_served_unless_asked_for(channel):
     with pytest.raises(grpc.RpcError) as error:
-        health_pb2_grpc.HealthStub(channel).Check(request)
-    assert error.value.code().name == "NOT_FOUND"
+        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+    assert error.value.code().name == "UNIMPLEMENTED"
 
 
-def test_what_the_local_server_lacks_is_unimplemented(prediction, status):
-    for call, request in [
-        (prediction.Regress, regression_pb2.RegressionRequest()),
-        (prediction.MultiInference, inference_pb2.MultiInferenceRequest()),
-        (status.HandleReloadConfigRequest, model_management_pb2.ReloadConfigRequest()),
-    ]:
-        with pytest.raises(grpc.RpcError) as error:
-            call(request)
-        assert error.value.code().name == "UNIMPLEMENTED"
+@pytest.mark.parametrize(
+    ("signature", "text"),
+    [("", "Expected one output Tensor."), ("nope", "No signature was found with the name: nope")],
+)
+def test_regression_is_refused(prediction, signature, text):
+    request = fill(regression_pb2.RegressionRequest(), signature=signature)
+    request.input.example_list.examples.add()
+    assert_refused(prediction.Regress, request, "INVALID_ARGUMENT", text)
+
+
+def test_multi_inference_classifies(prediction, pictures):
+    alone = prediction.Classify(classify_request(pictures, signature="classify"))
+    request = inference_pb2.MultiInferenceRequest(input=classify_request(pictures).input)
+    task = request.tasks.add(method_name="tensorflow/serving/classify")
+    task.model_spec.name = "gaternet"
+    task.model_spec.signature_name = "classify"
+    (result,) = prediction.MultiInference(request).results
+    assert result.classification_result == alone.result
+    assert result.model_spec == alone.model_spec
 
 
 def test_a_deadline_that_passes_is_told(prediction, images):

@@ -1,0 +1,114 @@
+"""Refuses pictures that would be enormous once decoded, by their header and before decoding.
+
+A PNG of 140 KB can stand for 400 MB of pixels. The sizes are read where TensorFlow's decoders read
+them, so that nothing passes here and decodes larger there; what is no picture passes, and the
+decoder says so.
+"""
+
+import struct
+from collections.abc import Iterable
+
+from serving.errors import invalid
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+# Start-of-frame markers: all of 0xC0 to 0xCF but for DHT, JPG and DAC.
+_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+def pixels(picture: bytes) -> int:
+    """Pixels of an encoded PNG, JPEG, GIF, BMP or WebP by its header; 0 for anything else."""
+    if picture.startswith(_PNG):
+        return _area(picture, ">II", 16)
+    if picture.startswith(b"\xff\xd8"):
+        return _jpeg(picture)
+    if picture[:4] == b"GIF8":
+        return _gif(picture)
+    if picture.startswith(b"BM"):
+        return _area(picture, "<ii", 18)
+    if picture[:4] == b"RIFF" and picture[8:12] == b"WEBP":
+        return _webp(picture)
+    return 0
+
+
+def check_pixels(pictures: Iterable[bytes], limit: int) -> None:
+    """Refuses a request in which a picture has more than `limit` pixels; 0 is no limit.
+
+    Raises:
+      ServingError: INVALID_ARGUMENT, naming the picture.
+    """
+    if not limit:
+        return
+    for position, picture in enumerate(pictures):
+        found = pixels(picture) if isinstance(picture, bytes) else 0
+        if found > limit:
+            raise invalid(
+                f"A picture must have at most {limit} pixels (--max_picture_pixels), and picture "
+                f"{position} of the request has {found}; send a smaller one"
+            )
+
+
+def _area(data, layout, offset):
+    try:
+        width, height = struct.unpack_from(layout, data, offset)
+    except struct.error:
+        return 0
+    return abs(width) * abs(height)
+
+
+def _jpeg(data):
+    """The largest frame that any marker announces; entropy-coded data is stepped over."""
+    largest, at = 0, 2
+    while (at := data.find(b"\xff", at)) != -1 and at + 9 <= len(data):
+        marker = data[at + 1]
+        if marker in _FRAMES:
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            largest = max(largest, width * height)
+        if marker == 0xDA:
+            # A scan: a baseline file has its size before it. Later frames would be another picture.
+            break
+        if marker in (0x00, 0x01, 0xFF, *range(0xD0, 0xD9)):
+            at += 1
+        else:
+            at += 2 + struct.unpack_from(">H", data, at + 2)[0]
+    return largest
+
+
+def _gif(data):
+    """The logical screen or the largest frame, whichever is larger, times the frames.
+
+    A truncated file counts as far as it goes, as the decoder has it.
+    """
+    if len(data) < 13:
+        return 0
+    width, height, flags = struct.unpack_from("<HHB", data, 6)
+    at, frames = 13 + _colour_table(flags), 0
+    while at + 10 < len(data) and data[at] in (0x2C, 0x21):
+        if data[at] == 0x2C:
+            left, top, wide, high, flags = struct.unpack_from("<HHHHB", data, at + 1)
+            width, height = max(width, left + wide), max(height, top + high)
+            frames += 1
+            at += 11 + _colour_table(flags)
+        else:
+            at += 2
+        while at < len(data) and data[at]:
+            at += 1 + data[at]
+        at += 1
+    return width * height * max(frames, 1)
+
+
+def _colour_table(flags):
+    return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _webp(data):
+    kind = data[12:16]
+    if kind == b"VP8X" and len(data) >= 30:
+        width = int.from_bytes(data[24:27], "little") + 1
+        return width * (int.from_bytes(data[27:30], "little") + 1)
+    if kind == b"VP8L" and len(data) >= 25:
+        bits = int.from_bytes(data[21:25], "little")
+        return ((bits & 0x3FFF) + 1) * ((bits >> 14 & 0x3FFF) + 1)
+    if kind == b"VP8 " and len(data) >= 30:
+        width, height = struct.unpack_from("<HH", data, 26)
+        return (width & 0x3FFF) * (height & 0x3FFF)
+    return 0
