@@ -33,11 +33,22 @@ def _load_messages():
     pool = descriptor_pool.DescriptorPool()
     for file in descriptor_pb2.FileDescriptorSet.FromString(_read_descriptor_set()).file:
         pool.Add(file)
-    messages = pool.FindFileByName(PROTO).message_types_by_name
-    return {name: message_factory.GetMessageClass(found) for name, found in messages.items()}
+    file = pool.FindFileByName(PROTO)
+    messages = {
+        name: message_factory.GetMessageClass(found)
+        for name, found in file.message_types_by_name.items()
+    }
+    enums = {
+        name: {value.name: value.number for value in found.values}
+        for name, found in file.enum_types_by_name.items()
+    }
+    return messages, enums
 
 
-_MESSAGES = _load_messages()
+_MESSAGES, _ENUMS = _load_messages()
+# Numbers by name.
+DATA_TYPES = _ENUMS["DataType"]
+STATUS_CODES = _ENUMS["Code"]
 Tensor = _MESSAGES["Tensor"]
 ModelSpec = _MESSAGES["ModelSpec"]
 PredictRequest = _MESSAGES["PredictRequest"]
