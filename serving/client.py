@@ -189,7 +189,7 @@ class GaterNetClient(_Client):
 
         The server takes pixels of the network's size for that, so pictures are decoded here. Those
         of that size are taken as they are; others are scaled as evaluation does it, except for a
-        grey level in a few thousandths of their pixels, if the client was told `resize`.
+        grey level in less than a hundredth of their pixels, if the client was told `resize`.
         """
         return list(self.stream_gates(images, outputs))
 

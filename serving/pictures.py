@@ -173,9 +173,15 @@ def _bmp(data):
     offset, header, width, height, _, bits, compression = struct.unpack_from("<IIiiHHI", data, 10)
     if header < 40:
         raise _not_a_picture("the BMP is of a kind from before Windows 3")
+    # Pillow reads the others too, and TensorFlow does not.
+    if bits not in (8, 24, 32) or compression in (1, 2):
+        raise _not_a_picture(
+            f"a BMP must have 8, 24 or 32 bits a pixel, uncompressed, and this one has {bits}"
+            + (", run-length encoded" if compression in (1, 2) else "")
+        )
     width, height = abs(width), abs(height)
     row = (width * bits + 31) // 32 * 4
-    if not compression and offset + row * height > len(data):
+    if offset + row * height > len(data):
         raise _truncated("BMP")
     return width, height
 
@@ -293,6 +299,9 @@ def _opened(image, limits):
             if not image.width * image.height:
                 raise _not_a_picture(f"it has {image.width} x {image.height} pixels")
             image.load()
+            if image.format == "BMP" and image.mode == "P":
+                # TensorFlow does not look at a BMP's palette.
+                image = PIL.Image.frombytes("L", image.size, image.tobytes())
     # Pillow's plugins raise these too on damaged files.
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:
         raise _not_a_picture(str(error).partition("<")[0].strip()) from error
@@ -327,12 +336,23 @@ def _as_rgb_or_grey(image):
         # Pillow would cut 16 bits off at 255; TensorFlow takes the upper eight.
         upper = 0 if image.mode.endswith("B") else 1
         return PIL.Image.frombytes("L", image.size, image.tobytes()[upper::2])
+    if image.mode == "CMYK":
+        return _rgb_of_cmyk(image)
     if image.mode in ("I", "F"):
         raise PictureError(
             f"a PIL image must have 8 or 16 bits a channel, and this one has mode '{image.mode}'; "
             "convert it with image.convert('L')"
         )
     return image.convert("RGB")
+
+
+def _rgb_of_cmyk(image):
+    """TensorFlow's conversion, which rounds otherwise than Pillow's."""
+    import numpy as np
+    import PIL.Image
+
+    ink = 255 - np.asarray(image).astype(np.int32)
+    return PIL.Image.fromarray((ink[..., :3] * ink[..., 3:] // 255).astype(np.uint8))
 
 
 def _fitted(image, shape, resize):

@@ -549,7 +549,7 @@ def test_large_messages_pass_both_ways_and_too_large_ones_are_told(served):
     }
     (answer,) = call(target, "classify", [picture(1)])
     assert answer.probability == 0.5
-    with pytest.raises(UnavailableError, match="larger than max.*max_message_bytes"):
+    with pytest.raises(UnavailableError, match=r"larger than max.*max_message_bytes"):
         call(target, "classify", [picture(1)], max_message_bytes=2**20, attempts=1)
     model.outputs = None
     answers = call(target, "classify", [large, picture(0)], max_message_bytes=2**20)
