@@ -38,7 +38,15 @@ from serving.client_errors import (
 from serving.client_questions import Choices
 from serving.client_rules import Rules
 from serving.pictures import MAX_PIXELS, Limits, check_picture, decode
-from serving.transport import Retries, Settings, Tls, Transport, run
+from serving.transport import (
+    Retries,
+    Settings,
+    Tls,
+    Transport,
+    async_transport,
+    blocking_transport,
+    run,
+)
 
 __all__ = [
     "AsyncGaterNetClient",
@@ -136,13 +144,7 @@ class GaterNetClient(_Client):
 
     @staticmethod
     def _transport(settings):
-        if settings.is_rest:
-            from serving.rest_transport import RestTransport
-
-            return RestTransport(settings)
-        from serving.grpc_transport import GrpcTransport
-
-        return GrpcTransport(settings)
+        return blocking_transport(settings)
 
     def __enter__(self):
         return self
@@ -241,13 +243,7 @@ class AsyncGaterNetClient(_Client):
 
     @staticmethod
     def _transport(settings):
-        if settings.is_rest:
-            from serving.rest_transport import AsyncRestTransport
-
-            return AsyncRestTransport(settings)
-        from serving.grpc_transport import AsyncGrpcTransport
-
-        return AsyncGrpcTransport(settings)
+        return async_transport(settings)
 
     async def __aenter__(self):
         return self

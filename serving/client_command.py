@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import csv
 import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -196,8 +197,6 @@ def as_json(paths, answers, options) -> str:
 
 def as_csv(paths, answers, options) -> str:
     """The answers for a spreadsheet: a row a picture, in order, the error in the last column."""
-    import io
-
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     heads = ["picture", "label", "class_id", "probability", "version"]
@@ -321,6 +320,11 @@ def ask(options) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     options = parse_arguments(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file's name need not be text; it is printed as it is.
+        sys.stdout.reconfigure(errors="surrogateescape")
+    # gRPC logs what a connection goes through; the error says what matters of it.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from serving.client_errors import ClientError
 
     try:

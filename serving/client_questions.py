@@ -24,8 +24,13 @@ class Choices:
     limits: Limits = DEFAULT_LIMITS
 
     def __post_init__(self):
-        if not self.model:
-            raise SettingsError("a model must be named (--model), got an empty name")
+        for what, name in (("model", self.model), ("label", self.label)):
+            if name is not None and not (name and name.isprintable()):
+                raise SettingsError(
+                    f"a {what} must be named by printable text (--{what}), got {name!r}"
+                )
+        if self.version is not None and not -(2**63) <= self.version < 2**63:
+            raise SettingsError(f"a version must be a number of 64 bits, got {self.version}")
         if self.version is not None and self.label is not None:
             raise SettingsError(
                 "a model is asked for by version or by label, got version "

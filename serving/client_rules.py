@@ -25,6 +25,8 @@ from serving.client_questions import OUTPUTS, Choices, Question, checked_images,
 from serving.transport import METADATA, PREDICT, STATUS, CallError, Settings, Transport
 
 POLL_SECONDS = 0.5
+# Even who does not want to wait gives a server so many seconds to say how it is.
+SHORTEST_CALL = 0.1
 # INVALID_ARGUMENT for the request as such, whatever pictures are in it.
 NOT_A_PICTURES = (
     *("input size does not match signature", "Signature input alias", "Expects arg["),
@@ -97,19 +99,19 @@ class Rules:
         _, height, width, channels = images.shape
         return height, width, channels
 
-    async def metadata(self) -> Metadata:
+    async def metadata(self, timeout: float | None = None) -> Metadata:
         """The signatures of the model."""
         request = wire.GetModelMetadataRequest(
-            model_spec=self._spec(), metadata_field=["signature_def"]
+            model_spec=self.model_spec(), metadata_field=["signature_def"]
         )
-        answer = await self._call(METADATA, request)
+        answer = await self._call(METADATA, request, timeout)
         return Metadata(self.choices.model, answer.model_spec.version.value, signatures(answer))
 
-    async def statuses(self) -> list[VersionStatus]:
+    async def statuses(self, timeout: float | None = None) -> list[VersionStatus]:
         """Every version that the server knows, newest first."""
         # A label is ignored by the server.
-        request = wire.GetModelStatusRequest(model_spec=self._spec())
-        answer = await self._call(STATUS, request)
+        request = wire.GetModelStatusRequest(model_spec=self.model_spec())
+        answer = await self._call(STATUS, request, timeout)
         found = [version_status(one) for one in answer.model_version_status]
         return sorted(found, key=lambda one: -one.version)
 
@@ -119,10 +121,14 @@ class Rules:
         wanted = self.choices.version if version is None else version
         while True:
             reason: object
+            # An answer that would come too late is not waited for.
+            remaining = max(deadline - time.monotonic(), SHORTEST_CALL)
+            patience = min(self.settings.timeout, remaining)
             try:
                 if wanted is None and self.choices.label is not None:
-                    return (await self.metadata()).version
-                found = [one for one in await self.statuses() if wanted in (None, one.version)]
+                    return (await self.metadata(patience)).version
+                statuses = await self.statuses(patience)
+                found = [one for one in statuses if wanted in (None, one.version)]
                 for one in found:
                     if one.state == "AVAILABLE":
                         return one.version
@@ -134,6 +140,8 @@ class Rules:
                     )
                 states = [f"version {one.version} is {one.state}" for one in found]
                 reason = ", ".join(states) or "it has no such version"
+            except errors.DeadlineError:
+                reason = "the server did not answer"
             except (errors.UnavailableError, errors.UnknownModelError) as error:
                 reason = error
             pause = min(POLL_SECONDS, deadline - time.monotonic())
@@ -297,12 +305,13 @@ class Rules:
 
     def _request(self, question, good):
         return wire.PredictRequest(
-            model_spec=self._spec(question.signature),
+            model_spec=self.model_spec(question.signature),
             inputs={question.input_name: question.tensor(good)},
             output_filter=question.outputs,
         )
 
-    def _spec(self, signature=""):
+    def model_spec(self, signature=""):
+        """Which model a request is for."""
         spec = wire.ModelSpec(name=self.choices.model, signature_name=signature)
         if self.choices.version is not None:
             spec.version.value = self.choices.version
@@ -310,9 +319,9 @@ class Rules:
             spec.version_label = self.choices.label
         return spec
 
-    async def _call(self, method, request):
+    async def _call(self, method, request, timeout=None):
         try:
-            return await self.transport.call(method, request)
+            return await self.transport.call(method, request, timeout)
         except CallError as error:
             raise self.explained(error) from error
 

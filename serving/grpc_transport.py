@@ -96,10 +96,10 @@ class GrpcTransport(BlockingTransport):
         channel = _open_channel(grpc, self.settings)
         return channel, _calls(channel)
 
-    def send(self, connection, method, request):
+    def send(self, connection, method, request, timeout):
         """Sends a request and waits for its answer."""
         try:
-            return connection[1][method](request, timeout=self.settings.timeout)
+            return connection[1][method](request, timeout=timeout)
         except grpc.RpcError as error:
             raise _call_error(error) from error
 
@@ -128,14 +128,16 @@ class AsyncGrpcTransport:
         self._channel = None
         self._methods: dict = {}
 
-    async def call(self, method, request):
+    async def call(self, method, request, timeout=None):
         """The answer."""
         if self._channel is None:
             self._channel = _open_channel(grpc.aio, self.settings)
             self._methods = _calls(self._channel)
         async with self._slots:
             try:
-                return await self._methods[method](request, timeout=self.settings.timeout)
+                return await self._methods[method](
+                    request, timeout=timeout or self.settings.timeout
+                )
             except grpc.RpcError as error:
                 raise _call_error(error) from error
 

@@ -76,18 +76,18 @@ class RestServer:
         self._newest: dict[str, tuple[int, float]] = {}
         self._lock = threading.Lock()
 
-    def call(self, method, request):
+    def call(self, method, request, timeout=None):
         """The answer, after retries.
 
         Raises:
           CallError: when there is none before the deadline.
         """
-        deadline = time.monotonic() + self._settings.timeout
+        deadline = time.monotonic() + (timeout or self._settings.timeout)
         calls = {PREDICT: self._predict, STATUS: self._status, METADATA: self._metadata}
         retries, failures = self._settings.retries, 0
         while True:
             try:
-                return calls[method](request, deadline)
+                return self._answer(calls[method], request, deadline)
             except CallError as error:
                 failures += 1
                 pause = retries.pause(failures)
@@ -99,6 +99,17 @@ class RestServer:
                 ):
                     raise
                 time.sleep(pause)
+
+    @staticmethod
+    def _answer(ask, request, deadline):
+        try:
+            return ask(request, deadline)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CallError(
+                "UNKNOWN",
+                "an answer must be what TensorFlow Serving's REST interface gives, and is not "
+                f"({error!r})",
+            ) from error
 
     def close(self):
         """Closes idle connections."""
@@ -214,15 +225,16 @@ class RestServer:
             except IndexError:
                 connection, used = self._connect(), False
             try:
-                remaining = deadline - time.monotonic()
-                if remaining <= 0:
-                    raise TimeoutError
-                connection.timeout = remaining
-                if connection.sock is not None:
-                    connection.sock.settimeout(remaining)
+                if connection.sock is None:
+                    connection.timeout = _remaining(deadline)
+                    connection.connect()
+                connection.sock.settimeout(_remaining(deadline))
                 connection.request(verb, path, content, {"Content-Type": "application/json"})
+                # The response closes the connection's socket when it is the last on it.
+                socket = connection.sock
+                socket.settimeout(_remaining(deadline))
                 response = connection.getresponse()
-                data = response.read(self._settings.max_message_bytes + 1)
+                data = self._read(response, socket, deadline)
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 # A server may end a connection that it kept, for example because it was restarted.
@@ -234,6 +246,23 @@ class RestServer:
             else:
                 connection.close()
             return response.status, data
+
+    def _read(self, response, socket, deadline):
+        """The body, at most one byte more than a message may have."""
+        room = self._settings.max_message_bytes + 1
+        parts = []
+        # Piece by piece: a socket's timeout begins anew with each.
+        while room and (part := response.read1(min(room, 2**20))):
+            parts.append(part)
+            room -= len(part)
+            if not response.isclosed():
+                socket.settimeout(_remaining(deadline))
+        if room and response.length:
+            raise http.client.IncompleteRead(b"", response.length)
+        if response.length == 0:
+            # read1 does not end a response, without which its connection takes no other.
+            response.close()
+        return b"".join(parts)
 
     def _connect(self):
         if self._context is None:
@@ -253,6 +282,18 @@ class _NamedHTTPSConnection(http.client.HTTPConnection):
     def connect(self):
         super().connect()
         self.sock = self._context.wrap_socket(self.sock, server_hostname=self._name)
+
+
+def _remaining(deadline):
+    """Seconds until then.
+
+    Raises:
+      TimeoutError: when there are none.
+    """
+    remaining = deadline - time.monotonic()
+    if remaining <= 0:
+        raise TimeoutError
+    return remaining
 
 
 def _path(spec):
@@ -314,7 +355,7 @@ def from_json(value):
         else:
             tensor.dtype = wire.DT_STRING
             tensor.string_val.extend(_bytes(item) for item in items)
-    except (TypeError, ValueError, OverflowError, struct.error) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, struct.error) as error:
         raise CallError("UNKNOWN", f"an output must be a tensor [n] or [n, m] ({error})") from error
     return tensor
 
@@ -333,9 +374,9 @@ class RestTransport(BlockingTransport):
         server = RestServer(self.settings)
         return server, concurrent.futures.ThreadPoolExecutor(self.settings.in_flight)
 
-    def send(self, connection, method, request):
+    def send(self, connection, method, request, timeout):
         """Sends a request and waits for its answer."""
-        return connection[0].call(method, request)
+        return connection[0].call(method, request, timeout)
 
     def send_later(self, connection, method, request):
         """Sends a request; returns a future of its answer."""
@@ -359,14 +400,17 @@ class AsyncRestTransport:
         self._server = RestServer(settings)
         self._threads = concurrent.futures.ThreadPoolExecutor(settings.in_flight)
 
-    async def call(self, method, request):
+    async def call(self, method, request, timeout=None):
         """The answer."""
-        return await (await self.start(method, request))
+        return await self._begin(method, request, timeout)
 
     async def start(self, method, request):
         """Sends a request when there is room for one more in flight; returns a future of it."""
+        return self._begin(method, request, None)
+
+    def _begin(self, method, request, timeout):
         loop = asyncio.get_running_loop()
-        return loop.run_in_executor(self._threads, self._server.call, method, request)
+        return loop.run_in_executor(self._threads, self._server.call, method, request, timeout)
 
     async def wait(self, handle):
         """The answer of a started request."""

@@ -7,6 +7,7 @@ of the client's rules serves callers with and without an event loop (`run`).
 import concurrent.futures
 import dataclasses
 import ipaddress
+import math
 import os
 import pathlib
 import random
@@ -126,11 +127,12 @@ class Settings:
 
     def __post_init__(self):
         checks = {
-            "target": bool(self.target),
-            "timeout": self.timeout > 0,
+            "timeout": 0 < self.timeout < math.inf,
             "in_flight": self.in_flight >= 1,
             "max_message_bytes": 1 <= self.max_message_bytes <= LARGEST_MESSAGE,
         }
+        if not self.target.isprintable() or not self.target:
+            raise SettingsError(f"target must be HOST:PORT or a URL, got {self.target!r}")
         for name, fine in checks.items():
             if not fine:
                 raise SettingsError(
@@ -171,8 +173,8 @@ def is_loopback(target: str) -> bool:
 class Transport(Protocol):
     """What the rules of a client need."""
 
-    async def call(self, method: Method, request) -> Any:
-        """The answer.
+    async def call(self, method: Method, request, timeout: float | None = None) -> Any:
+        """The answer, within `timeout` seconds instead of the settings'.
 
         Raises:
           CallError: when there is none.
@@ -232,7 +234,7 @@ class BlockingTransport:
         """The connection to the server."""
         raise NotImplementedError
 
-    def send(self, connection, method: Method, request) -> Any:
+    def send(self, connection, method: Method, request, timeout: float) -> Any:
         """Sends a request and waits for its answer."""
         raise NotImplementedError
 
@@ -246,11 +248,11 @@ class BlockingTransport:
             self._start_anew()
         return self._connection, self._slots
 
-    async def call(self, method, request):
+    async def call(self, method, request, timeout=None):
         """The answer."""
         connection, slots = self._current()
         with slots:
-            return self.send(connection, method, request)
+            return self.send(connection, method, request, timeout or self.settings.timeout)
 
     async def start(self, method, request):
         """Sends a request when there is room for one more in flight; returns a handle of it."""
@@ -275,3 +277,26 @@ class BlockingTransport:
     async def sleep(self, seconds):
         """Waits."""
         time.sleep(seconds)
+
+
+def blocking_transport(settings: Settings) -> Transport:
+    """The transport of the target for callers without an event loop."""
+    # Only the library that is needed is imported.
+    if settings.is_rest:
+        from serving.rest_transport import RestTransport
+
+        return RestTransport(settings)
+    from serving.grpc_transport import GrpcTransport
+
+    return GrpcTransport(settings)
+
+
+def async_transport(settings: Settings) -> Transport:
+    """The transport of the target for callers in an event loop."""
+    if settings.is_rest:
+        from serving.rest_transport import AsyncRestTransport
+
+        return AsyncRestTransport(settings)
+    from serving.grpc_transport import AsyncGrpcTransport
+
+    return AsyncGrpcTransport(settings)

@@ -62,6 +62,7 @@ class FakeModel:
         self.outputs = None
         self.calls = collections.Counter()
         self.rows = []
+        self.connections = 0
         self._lock = threading.Lock()
         self.running = self.most_running = 0
 
@@ -259,9 +260,11 @@ def rest_server(model, port=0, context=None):
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def setup(self):
             super().setup()
+            model.connections += 1
             connections.append(self.connection)
 
         def do_GET(self):
@@ -276,10 +279,12 @@ def rest_server(model, port=0, context=None):
             except RefusedError as error:
                 status, document = HTTP_CODES.get(error.code, 500), {"error": error.text}
             content = json.dumps(document).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            # Who was asked too long may be gone.
+            with contextlib.suppress(ConnectionError):
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
 
         def log_message(self, *arguments):
             pass

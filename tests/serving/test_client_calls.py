@@ -1,6 +1,7 @@
 """The client's calls on small servers: order, errors, retries, deadlines, restarts; both forms."""
 
 import asyncio
+import contextlib
 import json
 import os
 import queue
@@ -31,6 +32,7 @@ from serving.client import (
     ModelError,
     PictureError,
     Prediction,
+    ServerError,
     SettingsError,
     UnavailableError,
     UnknownModelError,
@@ -58,9 +60,7 @@ def call(target, method, *arguments, form="sync", **settings):
 @pytest.fixture
 def served(request):
     """Starts a fake model over the transport that a test is parametrised with."""
-    from contextlib import ExitStack
-
-    with ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         yield lambda kind, model, **options: stack.enter_context(SERVERS[kind](model, **options))
 
 
@@ -512,6 +512,17 @@ def test_waiting_ends_in_time_and_says_what_it_saw(served):
         call(target, "wait_ready", 9, 0.2)
 
 
+@pytest.mark.parametrize(("kind", "form"), FORMS)
+def test_waiting_for_a_server_that_does_not_answer_ends_in_time(kind, form, served):
+    release = threading.Event()
+    target = served(kind, FakeModel(lambda method, request: release.wait(30) and None))
+    started = time.monotonic()
+    with pytest.raises(DeadlineError, match=r"within 0\.3 s.*did not answer"):
+        call(target, "wait_ready", None, 0.3, form=form, timeout=25)
+    release.set()
+    assert time.monotonic() - started < 5
+
+
 def test_waiting_for_a_label_waits_for_what_it_names(served):
     def before(method, request):
         if model.calls["GetModelMetadata"] == 2:
@@ -616,8 +627,13 @@ def test_a_request_that_suits_no_picture_is_not_blamed_on_one(text, served):
         ({"max_pixels": 0}, "limits of pictures"),
         ({"resize": -1}, "resize must be 0 or above"),
         ({"version": 1, "label": "stable"}, "by version or by label"),
+        ({"timeout": float("inf")}, "timeout must be"),
+        ({"version": 2**63}, "a version must be a number of 64 bits"),
         ({"model": ""}, "a model must be named"),
+        ({"model": "\udcff"}, "a model must be named"),
+        ({"label": ""}, "a label must be named"),
         ({"target": ""}, "target must"),
+        ({"target": "local\nhost:1"}, "target must"),
         ({"target": "http://"}, "a REST target must be"),
         ({"target": "http://x:y"}, "a REST target must be"),
         ({"target": "http://x:1/v1/models"}, "a REST target must be"),
@@ -628,20 +644,82 @@ def test_settings_that_cannot_be_are_refused(settings, words):
         GaterNetClient(**({"target": "localhost:1", "model": "fake"} | settings))
 
 
-def test_a_rest_client_takes_what_a_rest_server_says_that_is_not_json():
-    with socket.create_server(("127.0.0.1", 0)) as odd:
+@contextlib.contextmanager
+def http_server_of(*pieces):
+    """Answers one request with these bytes, each sent alone; gives its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer():
-            connection, _ = odd.accept()
-            with connection:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
                 connection.recv(10_000)
-                connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 6\r\n\r\n<html>")
+                for piece in pieces:
+                    connection.sendall(piece() if callable(piece) else piece)
 
         thread = threading.Thread(target=answer)
         thread.start()
-        with pytest.raises(UnknownModelError, match="<html>"):
-            call(f"http://127.0.0.1:{odd.getsockname()[1]}", "status")
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
         thread.join()
+
+
+def http_answer(status, body):
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "words"),
+    [
+        (http_answer("404 Not Found", "<html>"), UnknownModelError, "<html>"),
+        (http_answer("200 OK", "<html>"), ServerError, "<html>"),
+        (http_answer("200 OK", "[]"), ServerError, r"UNKNOWN: \[\]"),
+        (http_answer("200 OK", "{}"), ServerError, "REST interface gives.*model_version_status"),
+        (http_answer("200 OK", '{"model_version_status": [1]}'), ServerError, "REST interface"),
+        (http_answer("502 Bad Gateway", "proxy"), UnavailableError, "proxy"),
+        (http_answer("200 OK", "{}")[:-1], UnavailableError, "1 more expected"),
+        (b"", UnavailableError, "without response"),
+        (b"SSH-2.0\r\n\r\n", UnavailableError, "SSH-2.0"),
+    ],
+)
+def test_a_server_that_is_no_model_server_is_told(answer, error, words):
+    with http_server_of(answer) as target, pytest.raises(error, match=words):
+        call(target, "status", attempts=1)
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    ["null", "[[true]]", "[null]", "[[[1]]]", '[{"b65": 1}]', "1", "[[1, 2], [3]]", "[[1], 2]"],
+)
+def test_outputs_that_are_no_tensors_are_told(outputs):
+    body = '{"outputs": {"labels": ["x"], "class_ids": [0], "probabilities": ' + outputs + "}}"
+    with (
+        http_server_of(http_answer("200 OK", body)) as target,
+        pytest.raises(ClientError, match="must be"),
+    ):
+        call(target, "classify", [picture(1)], version=1, attempts=1)
+
+
+def test_a_server_that_dribbles_does_not_outlast_the_deadline():
+    ended = threading.Event()
+
+    def late():
+        ended.wait(0.2)
+        return b" "
+
+    body = [b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n", *[late] * 99]
+    started = time.monotonic()
+    with http_server_of(*body) as target:
+        with pytest.raises(DeadlineError):
+            call(target, "status", timeout=0.5)
+        assert time.monotonic() - started < 5
+        ended.set()
+
+
+@pytest.mark.parametrize("form", ["sync", "asyncio"])
+def test_a_rest_connection_is_used_again(form, served):
+    model = FakeModel()
+    call(served("rest", model), "classify", [picture(1)] * 9, 2, form=form, batch_size=2)
+    assert model.calls["Predict"] == 6
+    assert model.connections <= 4  # as many as are in flight
 
 
 def test_the_service_config_is_grpcs_own():
