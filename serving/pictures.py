@@ -283,29 +283,25 @@ def _encoded_already(image, limits):
 
 def _opened(image, limits):
     """A loaded PIL image, of what can be one."""
-    import warnings
-
     import PIL.Image
 
     try:
-        with warnings.catch_warnings():
-            # Our own limit is the one that holds.
-            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
-            if isinstance(image, io.BytesIO):
-                image = PIL.Image.open(image, formats=FORMATS)
-            elif not isinstance(image, PIL.Image.Image):
-                image = PIL.Image.fromarray(_checked_array(image))
-            check_size(image.size, limits)
-            if not image.width * image.height:
-                raise _not_a_picture(f"it has {image.width} x {image.height} pixels")
-            image.load()
-            if image.format == "BMP" and image.mode == "P":
-                # TensorFlow does not look at a BMP's palette.
-                image = PIL.Image.frombytes("L", image.size, image.tobytes())
+        if isinstance(image, io.BytesIO):
+            image = PIL.Image.open(image, formats=FORMATS)
+        elif not isinstance(image, PIL.Image.Image):
+            image = PIL.Image.fromarray(_checked_array(image))
+        check_size(image.size, limits)
+        if not image.width * image.height:
+            raise _not_a_picture(f"it has {image.width} x {image.height} pixels")
+        image.load()
+        if image.format == "BMP" and image.mode == "P":
+            # TensorFlow does not look at a BMP's palette.
+            image = PIL.Image.frombytes("L", image.size, image.tobytes())
     # Pillow's plugins raise these too on damaged files.
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:
         raise _not_a_picture(str(error).partition("<")[0].strip()) from error
-    except PIL.Image.DecompressionBombError as error:
+    # Beside our limit Pillow has its own, PIL.Image.MAX_IMAGE_PIXELS, above the default of ours.
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise _not_a_picture(str(error)) from error
     return image
 

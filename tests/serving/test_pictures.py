@@ -99,6 +99,15 @@ def test_what_is_no_picture_is_refused(data, words):
         check_picture(data)
 
 
+def test_pillows_own_limit_is_an_error_of_the_picture(monkeypatch):
+    data = saved(Image.new("L", (40, 40)), "PNG")
+    # Warnings are errors in these tests, as in some programs.
+    for limit in (1000, 100):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(PictureError, match=r"1600 pixels.*could be decompression bomb"):
+            pixels(data, (8, 8, 1), 0)
+
+
 def test_a_bomb_is_refused_by_its_header():
     bomb = saved(Image.new("1", (10_000, 10_000)), "PNG")
     started = time.monotonic()
