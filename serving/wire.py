@@ -46,19 +46,25 @@ def _load_messages():
 
 
 _MESSAGES, _ENUMS = _load_messages()
-# Numbers by name.
-DATA_TYPES = _ENUMS["DataType"]
-STATUS_CODES = _ENUMS["Code"]
-Tensor = _MESSAGES["Tensor"]
-ModelSpec = _MESSAGES["ModelSpec"]
-PredictRequest = _MESSAGES["PredictRequest"]
-PredictResponse = _MESSAGES["PredictResponse"]
-GetModelStatusRequest = _MESSAGES["GetModelStatusRequest"]
-GetModelStatusResponse = _MESSAGES["GetModelStatusResponse"]
-ModelVersionStatus = _MESSAGES["ModelVersionStatus"]
-GetModelMetadataRequest = _MESSAGES["GetModelMetadataRequest"]
-GetModelMetadataResponse = _MESSAGES["GetModelMetadataResponse"]
-SignatureDefMap = _MESSAGES["SignatureDefMap"]
+try:
+    # Numbers by name.
+    DATA_TYPES = _ENUMS["DataType"]
+    STATUS_CODES = _ENUMS["Code"]
+    Tensor = _MESSAGES["Tensor"]
+    ModelSpec = _MESSAGES["ModelSpec"]
+    PredictRequest = _MESSAGES["PredictRequest"]
+    PredictResponse = _MESSAGES["PredictResponse"]
+    GetModelStatusRequest = _MESSAGES["GetModelStatusRequest"]
+    GetModelStatusResponse = _MESSAGES["GetModelStatusResponse"]
+    ModelVersionStatus = _MESSAGES["ModelVersionStatus"]
+    GetModelMetadataRequest = _MESSAGES["GetModelMetadataRequest"]
+    GetModelMetadataResponse = _MESSAGES["GetModelMetadataResponse"]
+    SignatureDefMap = _MESSAGES["SignatureDefMap"]
+except KeyError as error:
+    raise ImportError(
+        f"{DESCRIPTOR_SET} is older than {PROTO}, and has no {error}; run 'pip install .' in the "
+        "checkout again, or delete it"
+    ) from error
 
 # tensorflow/core/framework/types.proto
 DT_FLOAT = 1

@@ -8,6 +8,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import tensorflow as tf
+from google.protobuf import descriptor_pb2
 from helpers import ROOT
 from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2, types_pb2
 from tensorflow.core.protobuf import error_codes_pb2, meta_graph_pb2
@@ -190,6 +191,20 @@ def test_tensors_that_make_no_sense_are_refused(tensor, words):
 def test_the_messages_live_in_a_package_of_ours():
     assert OURS.package == "gaternet.wire"
     assert wire.Tensor.DESCRIPTOR.full_name == "gaternet.wire.Tensor"
+
+
+def test_messages_of_an_older_checkout_are_told(tmp_path):
+    serving = tmp_path / "serving"
+    serving.mkdir()
+    for name in ("__init__.py", "wire.py", "wire_compiler.py"):
+        (serving / name).write_bytes((ROOT / "serving" / name).read_bytes())
+    old = descriptor_pb2.FileDescriptorSet()
+    old.file.add(name="wire.proto", package="gaternet.wire").message_type.add(name="Tensor")
+    (serving / "wire.binpb").write_bytes(of(old))
+    done = subprocess.run(
+        [sys.executable, "-c", "import serving.wire"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert "wire.binpb is older than wire.proto, and has no 'DataType'" in done.stderr
 
 
 def test_a_checkout_that_was_never_installed_compiles_the_messages_itself(tmp_path):
