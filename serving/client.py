@@ -1,74 +1,150 @@
 """Classifies pictures on a model server: python -m serving.client --model=gaternet PICTURE...
 
-Speaks gRPC with TensorFlow Serving and with our local server. Needs grpcio, protobuf and Pillow;
-imports neither TensorFlow nor tensorflow-serving-api, which would take seconds and 500 MB.
+Speaks gRPC, or REST, with TensorFlow Serving and with our local server. Needs grpcio, protobuf,
+numpy and Pillow; imports neither TensorFlow nor tensorflow-serving-api, which would take seconds
+and 500 MB. docs/client.md shows the library and the command.
 """
 
-import argparse
-import dataclasses
-import io
-import json
-import pathlib
-import sys
-import warnings
-from collections.abc import Iterable, Sequence
+if __name__ == "__main__":
+    # Before the imports below: --help does without them.
+    import sys
 
-import grpc
-from PIL import Image
+    from serving.client_command import main
 
-from serving import wire
+    sys.exit(main())
 
-FORMATS = ("JPEG", "PNG", "BMP", "GIF")
-MAX_PIXELS = 50_000_000
-BATCH = 32
-LOOPBACK = ("localhost", "127.", "[::1]", "ipv4:127.", "ipv6:[::1]")
-PREDICT = "/tensorflow.serving.PredictionService/Predict"
-METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
-STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
-REMEDY = "serve what python -m export.main wrote"
+import os
+from collections.abc import AsyncIterator, Iterable, Iterator
+
+from serving.client_answers import (
+    Answer,
+    Candidate,
+    Metadata,
+    Prediction,
+    Signature,
+    TensorSpec,
+    VersionStatus,
+)
+from serving.client_errors import (
+    ClientError,
+    DeadlineError,
+    ModelError,
+    PictureError,
+    ServerError,
+    SettingsError,
+    UnavailableError,
+    UnknownModelError,
+)
+from serving.client_questions import Choices
+from serving.client_rules import Rules
+from serving.pictures import MAX_PIXELS, Limits, check_picture, decode
+from serving.transport import (
+    Retries,
+    Settings,
+    Tls,
+    Transport,
+    async_transport,
+    blocking_transport,
+    run,
+)
+
+__all__ = [
+    "AsyncGaterNetClient",
+    "Candidate",
+    "ClientError",
+    "DeadlineError",
+    "GaterNetClient",
+    "Metadata",
+    "ModelError",
+    "PictureError",
+    "Prediction",
+    "ServerError",
+    "SettingsError",
+    "Signature",
+    "TensorSpec",
+    "Tls",
+    "UnavailableError",
+    "UnknownModelError",
+    "VersionStatus",
+    "check_picture",
+    "decode",
+]
+
+Picture = str | os.PathLike | bytes | object
+"""A path, encoded bytes, a PIL image, or a uint8 array [height, width] or [height, width, c]."""
 
 
-class ClientError(Exception):
-    """A request that got no answer. The text says what is required, what came and what to do."""
+class _Client:
+    """What both clients are made of; `GaterNetClient` documents the arguments."""
 
-
-class PictureError(ClientError):
-    """A file that is not a picture that the server could decode."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """The answer for one picture. `gates` has an entry of 0 or 1 a gate, if they were asked for."""
-
-    label: str
-    class_id: int
-    probability: float
-    version: int
-    gates: tuple[int, ...] | None = None
-
-
-class GaterNetClient:
-    """Classifies pictures on a model server over one channel; use it in a `with` block.
-
-    Args:
-      target: host:port of the server's gRPC interface.
-      model: name of the model.
-      timeout: seconds that each request may take.
-      version: number of the version to ask; None for the server's choice, the newest.
-    """
-
-    def __init__(self, target: str, model: str, timeout: float = 10.0, version: int | None = None):
+    def __init__(
+        self,
+        target: str,
+        model: str,
+        timeout: float = 10.0,
+        version: int | None = None,
+        *,
+        label: str | None = None,
+        tls: Tls | bool | None = None,
+        attempts: int = 5,
+        in_flight: int = 4,
+        batch_size: int = 32,
+        batch_bytes: int = 8 * 2**20,
+        max_message_bytes: int = 64 * 2**20,
+        max_pixels: int = MAX_PIXELS,
+        resize: int | None = None,
+    ):
+        if not 1 <= attempts <= 5:
+            raise SettingsError(f"attempts must be 1 to 5, as gRPC has it, got {attempts}")
+        tls = Tls() if tls is True else tls or None
+        settings = Settings(
+            target, timeout, in_flight, max_message_bytes, tls, Retries(attempts=attempts)
+        )
+        # A request is a picture and some names around it; in JSON, base64 makes it larger.
+        room = max_message_bytes * 3 // 4 if settings.is_rest else max_message_bytes
+        limits = Limits(pixels=max_pixels, bytes=max(1, room - 2**10 - 16 * batch_size))
+        choices = Choices(
+            model, version, label, batch_size, min(batch_bytes, limits.bytes), resize, limits
+        )
         self.target = target
         self.model = model
-        self.timeout = timeout
-        self.version = version
-        options = [
-            ("grpc.max_receive_message_length", -1),
-            ("grpc.max_send_message_length", -1),
-        ]
-        if target.startswith(LOOPBACK):
-            options.append(("grpc.enable_http_proxy", 0))
-        self._channel = grpc.insecure_channel(target, options)
+        self._rules = Rules(self._transport(settings), settings, choices)
+
+    @staticmethod
+    def _transport(settings: Settings) -> Transport:
+        raise NotImplementedError
+
+
+class GaterNetClient(_Client):
+    """Classifies pictures on a model server over one channel; use it in a `with` block.
+
+    Threads may share it, and a forked process may go on using it.
+
+    Args:
+      target: HOST:PORT of the server's gRPC interface, or any other gRPC target, or
+        http://HOST:PORT of its REST interface (https:// behind something that speaks TLS).
+      model: name of the model.
+      timeout: seconds that each request may take, its retries included.
+      version: number of the version to ask; None for the server's choice, the newest.
+      label: or the label of one, such as "stable".
+      tls: `Tls(...)`, or True for TLS with the well-known authorities; None for plaintext.
+      attempts: how often a request is sent at most, if the server is unavailable or exhausted.
+      in_flight: requests under way at once, over all threads or tasks that use the client.
+      batch_size: pictures in a request.
+      batch_bytes: bytes of pictures in a request, unless a single one has more.
+      max_message_bytes: the largest request and the largest answer.
+      max_pixels: a picture with more is refused before it is decoded or sent.
+      resize: for `gates` of pictures that do not have the network's size: the model's
+        `preprocessing.resize` (in the version's assets.extra/gaternet.json), which a server does
+        not tell. None refuses such pictures.
+
+    Raises:
+      SettingsError: for an argument that cannot be.
+    """
+
+    @staticmethod
+    def _transport(settings):
+        return blocking_transport(settings)
 
     def __enter__(self):
         return self
@@ -76,291 +152,161 @@ class GaterNetClient:
     def __exit__(self, *exception):
         self.close()
 
-    def close(self):
+    def close(self) -> None:
         """Closes the channel."""
-        self._channel.close()
+        run(self._rules.transport.close())
 
-    def classify(self, pictures: Sequence[bytes]) -> list[Prediction]:
-        """Classifies encoded pictures (JPEG, PNG, BMP, GIF) of any size, in order.
+    def classify(
+        self, images: Iterable[Picture], top: int = 1, outputs: Iterable[str] | None = None
+    ) -> list[Answer]:
+        """Classifies pictures of any size and number.
+
+        Args:
+          images: paths, encoded bytes (JPEG, PNG, BMP, GIF), PIL images and uint8 arrays, in any
+            mix. Images and arrays are sent as PNG, so that the server preprocesses all alike, as
+            evaluation does. EXIF orientation is ignored, as there.
+          top: how many of the most probable classes `Prediction.top` has. More than one costs a
+            request more for each version, for the labels.
+          outputs: which of labels, class_ids and probabilities the server shall send; all.
+
+        Returns:
+          A `Prediction` for each picture, in order, or the `PictureError` of one that is broken.
 
         Raises:
-          PictureError: when the server cannot decode one; the others are then lost with it.
-          ClientError: when the server does not answer, or knows no such model.
+          ClientError: when the server does not answer, or knows no such model; `stream` gives what
+            was answered until then.
         """
-        return self._in_batches(
-            pictures, lambda batch: self._predict("image_bytes", wire.string_tensor(batch))
-        )
+        return list(self.stream(images, top, outputs))
 
-    def classify_with_gates(self, pictures: Sequence[bytes]) -> list[Prediction]:
-        """Like `classify`, and tells the state of every gate.
+    def stream(
+        self, images: Iterable[Picture], top: int = 1, outputs: Iterable[str] | None = None
+    ) -> Iterator[Answer]:
+        """Like `classify`, one answer after another; reads `images` not far ahead of them."""
+        return _iterate(self._rules.classify(images, top, outputs))
 
-        The `gates` signature takes pixels, so pictures are decoded and resized here, by Pillow. A
-        picture that already has the network's size gives what `classify` gives; one that is
-        resized may differ from it by a grey level here and there.
+    def gates(
+        self, images: Iterable[Picture], outputs: Iterable[str] | None = None
+    ) -> list[Answer]:
+        """Like `classify`, with the state of every gate in `Prediction.gates`.
+
+        The server takes pixels of the network's size for that, so pictures are decoded here. Those
+        of that size are taken as they are; others are scaled as evaluation does it, except for a
+        grey level in less than a hundredth of their pixels, if the client was told `resize`.
         """
-        if not pictures:
-            return []
-        shape = self.input_shape()
+        return list(self.stream_gates(images, outputs))
 
-        def predict(batch):
-            content = b"".join(decode(picture, shape) for picture in batch)
-            return self._predict("gates", wire.uint8_tensor(content, (len(batch), *shape)))
-
-        return self._in_batches(pictures, predict)
+    def stream_gates(
+        self, images: Iterable[Picture], outputs: Iterable[str] | None = None
+    ) -> Iterator[Answer]:
+        """Like `gates`, one answer after another."""
+        return _iterate(self._rules.gates(images, outputs))
 
     def input_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of the pictures that the model takes."""
-        request = wire.GetModelMetadataRequest(
-            model_spec=self._spec(), metadata_field=["signature_def"]
-        )
-        answer = self._call(METADATA, request, wire.GetModelMetadataResponse)
-        signatures = wire.SignatureDefMap.FromString(answer.metadata["signature_def"].value)
-        if "gates" not in signatures.signature_def:
-            raise ClientError(
-                f"the model must have a signature 'gates', and '{self.model}' at {self.target} has "
-                f"{sorted(signatures.signature_def)}; {REMEDY}"
-            )
-        images = signatures.signature_def["gates"].inputs["images"]
-        _, height, width, channels = (dim.size for dim in images.tensor_shape.dim)
-        return height, width, channels
+        """(height, width, channels) of the pictures that the network takes."""
+        return run(self._rules.input_shape())
 
     def status(self) -> dict[int, str]:
         """State of each version the server knows, for example {1: "AVAILABLE"}."""
-        request = wire.GetModelStatusRequest(model_spec=self._spec())
-        answer = self._call(STATUS, request, wire.GetModelStatusResponse)
-        names = wire.ModelVersionStatus.State
-        return {found.version: names.Name(found.state) for found in answer.model_version_status}
+        return {one.version: one.state for one in self.statuses()}
 
-    def _spec(self, signature=""):
-        spec = wire.ModelSpec(name=self.model, signature_name=signature)
-        if self.version is not None:
-            spec.version.value = self.version
-        return spec
+    def statuses(self) -> list[VersionStatus]:
+        """The same with the reasons of versions that failed; newest first."""
+        return run(self._rules.statuses())
 
-    def _in_batches(self, pictures, predict):
-        return [
-            prediction
-            for start in range(0, len(pictures), BATCH)
-            for prediction in predict(pictures[start : start + BATCH])
-        ]
+    def metadata(self) -> Metadata:
+        """The model's signatures with their inputs and outputs."""
+        return run(self._rules.metadata())
 
-    def _predict(self, signature, tensor):
-        name = "image_bytes" if signature == "image_bytes" else "images"
-        request = wire.PredictRequest(model_spec=self._spec(signature), inputs={name: tensor})
-        answer = self._call(PREDICT, request, wire.PredictResponse)
-        missing = sorted({"class_ids", "labels", "probabilities"} - set(answer.outputs))
-        if missing:
-            raise ClientError(
-                f"the model must answer with class_ids, labels and probabilities, and "
-                f"'{self.model}' at {self.target} gave no {' and '.join(missing)}; {REMEDY}"
-            )
-        outputs = {key: wire.tensor_rows(value) for key, value in answer.outputs.items()}
-        class_ids = outputs["class_ids"]
-        gates = outputs.get("gates", [None] * len(class_ids))
-        return [
-            Prediction(
-                label=outputs["labels"][row].decode(),
-                class_id=class_id,
-                probability=outputs["probabilities"][row][class_id],
-                version=answer.model_spec.version.value,
-                gates=None if gates[row] is None else tuple(gates[row]),
-            )
-            for row, class_id in enumerate(class_ids)
-        ]
+    def wait_ready(self, version: int | None = None, timeout: float = 60.0) -> int:
+        """Waits until a version is AVAILABLE, while a server starts or a version is rolled out.
 
-    def _call(self, method, request, response):
-        call = self._channel.unary_unary(
-            method,
-            request_serializer=type(request).SerializeToString,
-            response_deserializer=response.FromString,
-        )
-        try:
-            return call(request, timeout=self.timeout)
-        except grpc.RpcError as error:
-            raise self._explained(error.code(), error.details()) from error
+        Args:
+          version: which; None for the one that the client asks, or any.
+          timeout: seconds.
 
-    def _explained(self, code, details):
-        details = " ".join(details.split())
-        if code is grpc.StatusCode.UNAVAILABLE:
-            return ClientError(
-                f"a model server must answer gRPC at {self.target}, and none does ({details}); "
-                "start one, or give its address with --target=HOST:PORT"
-            )
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return ClientError(
-                f"the server at {self.target} must answer within {self.timeout} s, and did not; "
-                "give it longer with --timeout"
-            )
-        if code is grpc.StatusCode.NOT_FOUND:
-            version = "" if self.version is None else f" version {self.version}"
-            return ClientError(
-                f"the server at {self.target} has no model '{self.model}'{version} ({details}); "
-                "check --model and --version"
-            )
-        if code is grpc.StatusCode.INVALID_ARGUMENT:
-            return PictureError(f"the server at {self.target} refused the request: {details}")
-        if code is grpc.StatusCode.FAILED_PRECONDITION:
-            return ClientError(
-                f"the model '{self.model}' at {self.target} cannot answer this request "
-                f"({details}); {REMEDY}"
-            )
-        return ClientError(f"the server at {self.target} answered {code.name}: {details}")
+        Returns:
+          Its number.
+
+        Raises:
+          DeadlineError: when it is not in time.
+          ModelError: when it failed to load, after which the server does not try it again.
+        """
+        return run(self._rules.wait_ready(version, timeout))
 
 
-def check_picture(picture: bytes) -> None:
-    """Decodes a picture to see that the server will be able to.
+class AsyncGaterNetClient(_Client):
+    """`GaterNetClient` for asyncio, in an `async with` block: the same methods, to be awaited.
 
-    Raises:
-      PictureError: for anything but a whole JPEG, PNG, BMP or GIF of a sensible size.
+    `stream` and `stream_gates` are asynchronous iterators. Files are read and pictures encoded in
+    threads.
     """
-    _open(picture)
+
+    @staticmethod
+    def _transport(settings):
+        return async_transport(settings)
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *exception):
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the channel."""
+        await self._rules.transport.close()
+
+    async def classify(
+        self, images: Iterable[Picture], top: int = 1, outputs: Iterable[str] | None = None
+    ) -> list[Answer]:
+        """See `GaterNetClient.classify`."""
+        return [answer async for answer in self.stream(images, top, outputs)]
+
+    def stream(
+        self, images: Iterable[Picture], top: int = 1, outputs: Iterable[str] | None = None
+    ) -> AsyncIterator[Answer]:
+        """See `GaterNetClient.stream`."""
+        return self._rules.classify(images, top, outputs)
+
+    async def gates(
+        self, images: Iterable[Picture], outputs: Iterable[str] | None = None
+    ) -> list[Answer]:
+        """See `GaterNetClient.gates`."""
+        return [answer async for answer in self.stream_gates(images, outputs)]
+
+    def stream_gates(
+        self, images: Iterable[Picture], outputs: Iterable[str] | None = None
+    ) -> AsyncIterator[Answer]:
+        """See `GaterNetClient.stream_gates`."""
+        return self._rules.gates(images, outputs)
+
+    async def input_shape(self) -> tuple[int, int, int]:
+        """See `GaterNetClient.input_shape`."""
+        return await self._rules.input_shape()
+
+    async def status(self) -> dict[int, str]:
+        """See `GaterNetClient.status`."""
+        return {one.version: one.state for one in await self.statuses()}
+
+    async def statuses(self) -> list[VersionStatus]:
+        """See `GaterNetClient.statuses`."""
+        return await self._rules.statuses()
+
+    async def metadata(self) -> Metadata:
+        """See `GaterNetClient.metadata`."""
+        return await self._rules.metadata()
+
+    async def wait_ready(self, version: int | None = None, timeout: float = 60.0) -> int:
+        """See `GaterNetClient.wait_ready`."""
+        return await self._rules.wait_ready(version, timeout)
 
 
-def decode(picture: bytes, shape: tuple[int, int, int]) -> bytes:
-    """Pixels of an encoded picture, uint8 [height, width, channels] in row-major order."""
-    height, width, channels = shape
-    # First to RGB, as the exported graph does, which also drops an alpha channel as it does.
-    image = _open(picture)
-    if image.mode == "I;16":
-        # Pillow would cut 16 bits off at 255; TensorFlow takes the upper eight.
-        image = Image.frombytes("L", image.size, image.tobytes()[1::2])
-    image = image.convert("RGB")
-    if channels == 1:
-        image = image.convert("L")
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return image.tobytes()
-
-
-def _open(picture):
+def _iterate(answers):
+    """A blocking iterator over an asynchronous one of a blocking transport."""
     try:
-        with warnings.catch_warnings():
-            # Our own limit is below the one that Pillow warns of.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(picture), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise PictureError(
-                f"a picture may have {MAX_PIXELS:,} pixels, and this one has "
-                f"{image.width} x {image.height}"
-            )
-        image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "it has no bytes" if not picture else str(error).partition("<")[0].strip()
-        raise PictureError(
-            f"a picture must be a whole JPEG, PNG, BMP or GIF file ({reason})"
-        ) from error
-    return image
-
-
-def classify_files(
-    client: GaterNetClient, paths: Sequence[str], with_gates: bool
-) -> list[Prediction | ClientError]:
-    """Classifies files; a broken one gets its error, and costs the others nothing."""
-    answers: list[Prediction | ClientError | None] = [None] * len(paths)
-    good: dict[int, bytes] = {}
-    for index, path in enumerate(paths):
-        try:
-            picture = pathlib.Path(path).read_bytes()
-            check_picture(picture)
-            good[index] = picture
-        except OSError as error:
-            answers[index] = PictureError(f"cannot be read ({error.strerror})")
-        except PictureError as error:
-            answers[index] = error
-    ask = client.classify_with_gates if with_gates else client.classify
-    try:
-        for index, answer in zip(good, ask(list(good.values())), strict=True):
-            answers[index] = answer
-    except PictureError:
-        # Ours could decode all of them and the server could not: find out which.
-        for index, picture in good.items():
+        while True:
             try:
-                (answers[index],) = ask([picture])
-            except PictureError as error:
-                answers[index] = error
-    return [answer for answer in answers if answer is not None]
-
-
-def format_table(rows: Iterable[Sequence[str]]) -> str:
-    """Aligns rows of cells, the first of which are headings."""
-    rows = list(rows)
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
-
-
-def gates_on(prediction: Prediction) -> str:
-    """For example "143 of 336"."""
-    gates = prediction.gates or ()
-    return f"{sum(gates)} of {len(gates)}"
-
-
-def as_table(paths, answers, with_gates):
-    """The answers for a person."""
-    rows = [["picture", "class", "probability", *(["gates on"] if with_gates else [])]]
-    for path, answer in zip(paths, answers, strict=True):
-        if isinstance(answer, Prediction):
-            row = [path, answer.label, f"{answer.probability:.4f}"]
-            rows.append(row + ([gates_on(answer)] if with_gates else []))
-    return format_table(rows)
-
-
-def as_json(paths, answers):
-    """The answers for a program: a list with an object a picture, in order."""
-    documents = []
-    for path, answer in zip(paths, answers, strict=True):
-        if isinstance(answer, Prediction):
-            fields = {k: v for k, v in dataclasses.asdict(answer).items() if v is not None}
-        else:
-            fields = {"error": str(answer)}
-        documents.append({"picture": path, **fields})
-    return json.dumps(documents, indent=2)
-
-
-def parse_arguments(arguments):
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m serving.client",
-        description="Classifies pictures on a model server over gRPC.",
-        epilog="Exit status: 0 all classified, 1 something was not, 2 wrong usage.",
-    )
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="JPEG, PNG, BMP or GIF file")
-    parser.add_argument("--target", default="localhost:8500", help="server (%(default)s)")
-    parser.add_argument("--model", default="gaternet", help="name of the model (%(default)s)")
-    parser.add_argument("--version", type=int, help="its version (the server's newest)")
-    parser.add_argument("--timeout", type=float, default=10.0, help="seconds (%(default)s)")
-    parser.add_argument("--gates", action="store_true", help="also ask which gates are on")
-    parser.add_argument("--output", choices=["table", "json"], default="table")
-    options = parser.parse_args(arguments)
-    if not options.timeout > 0:
-        parser.error(f"--timeout must be above 0, got {options.timeout}")
-    return options
-
-
-def main(arguments=None):
-    """Classifies the files of the command line; returns the exit status."""
-    options = parse_arguments(arguments)
-    try:
-        with GaterNetClient(
-            options.target, options.model, options.timeout, options.version
-        ) as client:
-            answers = classify_files(client, options.pictures, options.gates)
-    except ClientError as error:
-        print(f"serving.client: error: {error}", file=sys.stderr)
-        return 1
-    if options.output == "json":
-        print(as_json(options.pictures, answers))
-    elif any(isinstance(answer, Prediction) for answer in answers):
-        print(as_table(options.pictures, answers, options.gates))
-    status = 0
-    for path, answer in zip(options.pictures, answers, strict=True):
-        if isinstance(answer, ClientError):
-            print(f"serving.client: error: {path}: {answer}", file=sys.stderr)
-            status = 1
-    return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+                yield run(answers.__anext__())
+            except StopAsyncIteration:
+                return
+    finally:
+        run(answers.aclose())

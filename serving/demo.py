@@ -11,14 +11,8 @@ import subprocess
 import sys
 import threading
 
-from serving.client import (
-    ClientError,
-    GaterNetClient,
-    Prediction,
-    classify_files,
-    format_table,
-    gates_on,
-)
+from serving.client import ClientError, GaterNetClient, Prediction
+from serving.client_command import format_table, gates_on
 
 START_SECONDS = 120
 MODEL = "gaternet"
@@ -53,11 +47,11 @@ def local_server(model_base_path: str):
 def classify_labelled(target: str, pictures: list[pathlib.Path]) -> bool:
     """Prints a table of pictures CLASS/NAME.png; returns whether all got an answer."""
     with GaterNetClient(target, MODEL) as client:
-        answers = classify_files(client, [str(picture) for picture in pictures], with_gates=True)
+        answers = client.gates(pictures)
     rows = [["picture", "true class", "predicted class", "probability", "gates on"]]
     for picture, answer in zip(pictures, answers, strict=True):
         if isinstance(answer, Prediction):
-            cells = [answer.label, f"{answer.probability:.4f}", gates_on(answer)]
+            cells = [str(answer.label), f"{answer.probability:.4f}", gates_on(answer)]
         else:
             cells = [f"error: {answer}", "", ""]
         rows.append([str(picture), picture.parent.name, *cells])

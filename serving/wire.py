@@ -33,21 +33,38 @@ def _load_messages():
     pool = descriptor_pool.DescriptorPool()
     for file in descriptor_pb2.FileDescriptorSet.FromString(_read_descriptor_set()).file:
         pool.Add(file)
-    messages = pool.FindFileByName(PROTO).message_types_by_name
-    return {name: message_factory.GetMessageClass(found) for name, found in messages.items()}
+    file = pool.FindFileByName(PROTO)
+    messages = {
+        name: message_factory.GetMessageClass(found)
+        for name, found in file.message_types_by_name.items()
+    }
+    enums = {
+        name: {value.name: value.number for value in found.values}
+        for name, found in file.enum_types_by_name.items()
+    }
+    return messages, enums
 
 
-_MESSAGES = _load_messages()
-Tensor = _MESSAGES["Tensor"]
-ModelSpec = _MESSAGES["ModelSpec"]
-PredictRequest = _MESSAGES["PredictRequest"]
-PredictResponse = _MESSAGES["PredictResponse"]
-GetModelStatusRequest = _MESSAGES["GetModelStatusRequest"]
-GetModelStatusResponse = _MESSAGES["GetModelStatusResponse"]
-ModelVersionStatus = _MESSAGES["ModelVersionStatus"]
-GetModelMetadataRequest = _MESSAGES["GetModelMetadataRequest"]
-GetModelMetadataResponse = _MESSAGES["GetModelMetadataResponse"]
-SignatureDefMap = _MESSAGES["SignatureDefMap"]
+_MESSAGES, _ENUMS = _load_messages()
+try:
+    # Numbers by name.
+    DATA_TYPES = _ENUMS["DataType"]
+    STATUS_CODES = _ENUMS["Code"]
+    Tensor = _MESSAGES["Tensor"]
+    ModelSpec = _MESSAGES["ModelSpec"]
+    PredictRequest = _MESSAGES["PredictRequest"]
+    PredictResponse = _MESSAGES["PredictResponse"]
+    GetModelStatusRequest = _MESSAGES["GetModelStatusRequest"]
+    GetModelStatusResponse = _MESSAGES["GetModelStatusResponse"]
+    ModelVersionStatus = _MESSAGES["ModelVersionStatus"]
+    GetModelMetadataRequest = _MESSAGES["GetModelMetadataRequest"]
+    GetModelMetadataResponse = _MESSAGES["GetModelMetadataResponse"]
+    SignatureDefMap = _MESSAGES["SignatureDefMap"]
+except KeyError as error:
+    raise ImportError(
+        f"{DESCRIPTOR_SET} is older than {PROTO}, and has no {error}; run 'pip install .' in the "
+        "checkout again, or delete it"
+    ) from error
 
 # tensorflow/core/framework/types.proto
 DT_FLOAT = 1

@@ -1,30 +1,28 @@
-"""The client on the local server, over a real socket."""
+"""The client on the local server, over a real socket, and its command."""
 
+import csv
+import io
 import json
 import os
+import pathlib
+import pty
 import re
+import select
 import socket
 import subprocess
 import sys
 import threading
 import time
 
-import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
+from fake_servers import FakeModel, RefusedError, grpc_server, picture, rest_server
 from helpers import ROOT
 from PIL import Image
 
-from serving import wire
-from serving.client import (
-    ClientError,
-    GaterNetClient,
-    PictureError,
-    check_picture,
-    decode,
-    format_table,
-)
+from serving.client import GaterNetClient, PictureError, check_picture
+from serving.client_command import format_table
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +54,7 @@ def command(server, run_module):
 def test_classifies_as_the_keras_model_does(client, pictures, wanted):
     probabilities, gates = wanted
     plain = client.classify(list(pictures.values()))
-    gated = client.classify_with_gates(list(pictures.values()))
+    gated = client.gates(list(pictures.values()))
     assert [one.class_id for one in plain] == probabilities.argmax(-1).tolist()
     assert [one.label for one in plain] == [str(one.class_id) for one in plain]
     assert {one.version for one in plain} == {1}
@@ -76,7 +74,7 @@ def test_more_pictures_than_a_request_takes_come_back_in_order(client, pictures)
 
 def test_no_pictures_make_no_request():
     with GaterNetClient("localhost:1", "gaternet") as client:
-        assert client.classify([]) == client.classify_with_gates([]) == []
+        assert client.classify([]) == client.gates([]) == []
 
 
 def test_status_and_input_shape(client):
@@ -100,7 +98,7 @@ def test_prints_a_table(command, pictures, wanted):
 def test_prints_json(command, pictures, wanted, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n")
     done = command("--output=json", "--gates", "broken.png", *pictures)
-    assert done.status == 1
+    assert done.status == 3
     broken, *rows = json.loads(done.out)
     assert broken["picture"] == "broken.png"
     assert "whole JPEG, PNG, BMP or GIF" in broken["error"]
@@ -118,20 +116,21 @@ def test_json_without_gates_has_no_gates(command, pictures):
 def test_a_broken_picture_costs_the_others_nothing(command, pictures, tmp_path):
     good = list(pictures)[:2]
     (tmp_path / "cut.png").write_bytes(pictures[good[0]][:-40])
-    # Pillow is content without the last checksum, and TensorFlow is not.
-    (tmp_path / "tail.png").write_bytes(pictures[good[0]][:-20])
+    # Only a decoder can tell that a checksum is wrong.
+    (tmp_path / "sum.png").write_bytes(spoiled(pictures[good[0]]))
     (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "empty").mkdir()
     (tmp_path / "note.txt").write_text("not a picture")
     reasons = {
-        "cut.png": "whole JPEG, PNG, BMP or GIF file (image file is truncated)",
-        "tail.png": "refused the request: ",
+        "cut.png": "whole JPEG, PNG, BMP or GIF file (the PNG is truncated)",
+        "sum.png": "refused the request: ",
         "empty.png": "it has no bytes",
-        "note.txt": "cannot identify image file",
+        "note.txt": "begins with b'not a pi'",
         "missing.png": "cannot be read (No such file or directory)",
-        ".": "cannot be read (Is a directory)",
+        "empty": "cannot be read (Is a directory)",
     }
     done = command(good[0], *reasons, good[1])
-    assert done.status == 1
+    assert done.status == 3
     assert [line.split()[0] for line in done.out.splitlines()[1:]] == good
     assert len(done.err.splitlines()) == len(reasons)
     for line, (name, reason) in zip(done.err.splitlines(), reasons.items(), strict=True):
@@ -139,29 +138,29 @@ def test_a_broken_picture_costs_the_others_nothing(command, pictures, tmp_path):
         assert reason in line
 
 
-def test_only_the_picture_that_the_server_refuses_is_lost(client, command, tmp_path, pictures):
-    # Pillow reads a BMP with run-length encoding, and TensorFlow does not.
-    path = tmp_path / "rle.bmp"
-    path.write_bytes(run_length_bmp())
-    check_picture(path.read_bytes())
-    with pytest.raises(PictureError, match="refused the request"):
-        client.classify([path.read_bytes()])
-    good = next(iter(pictures))
-    done = command(good, str(path))
-    assert done.status == 1
-    assert good in done.out
-    assert f"error: {path}: the server at" in done.err
+def spoiled(png):
+    """A PNG whose pixels have the wrong checksum."""
+    start = png.index(b"IDAT") - 4
+    end = start + 8 + int.from_bytes(png[start : start + 4], "big")
+    return png[:end] + bytes([png[end] ^ 1]) + png[end + 1 :]
 
 
-def run_length_bmp():
-    """An 8 x 8 BMP of 8 bits a pixel with run-length encoding."""
-    rows = b"\x08\x01\x00\x00" * 8 + b"\x00\x01"
-    palette = bytes(4) + b"\xff\xff\xff\x00" + bytes(4 * 254)
-    offset = 14 + 40 + len(palette)
-    header = b"BM" + (offset + len(rows)).to_bytes(4, "little") + bytes(4)
-    header += offset.to_bytes(4, "little") + (40).to_bytes(4, "little")
-    header += (8).to_bytes(4, "little") * 2 + b"\x01\x00\x08\x00" + (1).to_bytes(4, "little")
-    return header + len(rows).to_bytes(4, "little") + bytes(16) + palette + rows
+def test_only_the_picture_that_the_server_refuses_is_lost(client, pictures):
+    data = list(pictures.values())
+    bad = spoiled(data[4])
+    check_picture(bad)
+    alone = client.classify(data)
+    for answers in (client.classify([*data[:4], bad, *data[5:]]), client.classify([bad])):
+        (refused,) = [answer for answer in answers if isinstance(answer, PictureError)]
+        assert "refused the request" in str(refused)
+        assert refused.code == "INVALID_ARGUMENT"
+    answers = client.classify([*data[:4], bad, *data[5:]])
+    for place, (answer, other) in enumerate(zip(answers, alone, strict=True)):
+        if place != 4:
+            assert (answer.label, answer.probability) == (
+                other.label,
+                pytest.approx(other.probability, abs=1e-5),
+            )
 
 
 @pytest.mark.parametrize(
@@ -177,51 +176,116 @@ def test_gates_and_plain_answers_agree_on_every_kind_of_picture(client, tmp_path
     if mode == "I;16":
         image = Image.fromarray(pixels.astype(np.uint16) * 257)
     image.save(tmp_path / f"picture.{suffix}")
-    picture = (tmp_path / f"picture.{suffix}").read_bytes()
-    (plain,), (gated,) = client.classify([picture]), client.classify_with_gates([picture])
+    data = (tmp_path / f"picture.{suffix}").read_bytes()
+    (plain,), (gated,) = client.classify([data]), client.gates([data])
     assert plain.class_id == gated.class_id
     assert plain.probability == pytest.approx(gated.probability, abs=1e-5)
 
 
-def test_a_picture_of_another_size_is_resized_as_the_graph_does(trained):
+def test_every_form_of_a_picture_gets_the_same_answer(client, pictures, tmp_path):
+    for path, data in pictures.items():
+        image = Image.open(io.BytesIO(data))
+        array = np.asarray(image)
+        forms = [path, pathlib.Path(path), data, image, array, array[..., None]]
+        for answers in (client.classify(forms), client.gates(forms)):
+            assert answers == answers[:1] * len(forms)
+
+
+def test_large_arrays_and_images_are_scaled_by_the_graph(client, trained):
     image = Image.fromarray(np.random.default_rng(1).integers(0, 255, [40, 31, 3], np.uint8))
-    path = trained.path.parent / "large.png"
-    image.save(path)
-    ours = np.frombuffer(decode(path.read_bytes(), (8, 8, 1)), np.uint8).reshape(8, 8, 1)
-    graph = trained.preprocessing.decode(tf.constant(path.read_bytes())).numpy()
-    assert np.abs(ours.astype(int) - graph.astype(int)).max() <= 1
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    answers = client.classify([file.getvalue(), image, np.asarray(image)])
+    assert answers == answers[:1] * 3
+    pixels = trained.preprocessing.decode(tf.constant(file.getvalue()))
+    outputs = trained.load_model()(trained.preprocessing.normalize(pixels[None]), training=False)
+    chances = tf.nn.softmax(outputs["logits"]).numpy()[0]
+    assert answers[0].class_id == chances.argmax()
+    assert answers[0].probability == pytest.approx(chances.max(), abs=1e-5)
 
 
-def test_a_picture_with_too_many_pixels_is_refused_unread(tmp_path):
-    Image.new("1", (10_000, 10_000)).save(tmp_path / "bomb.png")
-    started = time.monotonic()
-    with pytest.raises(PictureError, match=r"50,000,000 pixels.*10000 x 10000"):
-        check_picture((tmp_path / "bomb.png").read_bytes())
-    assert time.monotonic() - started < 1
+def test_gates_of_a_picture_of_another_size(server, client, trained):
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 255, [40, 31, 3], np.uint8))
+    (refused,) = client.gates([image])
+    assert "the network's size, 8 x 8, and this one has 31 x 40" in str(refused)
+    with GaterNetClient(server, "gaternet", resize=0) as told:
+        (answer,), (plain,) = told.gates([image]), told.classify([image])
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    pixels = trained.preprocessing.decode(tf.constant(file.getvalue()))
+    outputs = trained.load_model()(trained.preprocessing.normalize(pixels[None]), training=False)
+    np.testing.assert_array_equal(answer.gates, outputs["gates"].numpy()[0])
+    assert answer.label == plain.label
+    assert answer.probability == pytest.approx(plain.probability, abs=1e-5)
+
+
+def test_exif_orientation_changes_no_answer(client, pictures):
+    image = Image.open(io.BytesIO(list(pictures.values())[3]))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain, tagged = io.BytesIO(), io.BytesIO()
+    image.save(plain, "JPEG", quality=95)
+    image.save(tagged, "JPEG", quality=95, exif=exif)
+    opened = Image.open(io.BytesIO(tagged.getvalue()))
+    one, two, three, turned = client.classify(
+        [plain.getvalue(), tagged.getvalue(), opened, opened.transpose(Image.Transpose.ROTATE_270)]
+    )
+    assert one == two == three
+    assert turned.probability != one.probability
+
+
+def test_the_most_probable_classes(client, pictures, wanted):
+    for answer, chances in zip(client.classify(list(pictures), top=3), wanted[0], strict=True):
+        order = np.argsort(-chances, kind="stable")[:3]
+        assert [one.class_id for one in answer.top] == order.tolist()
+        assert [one.label for one in answer.top] == [str(one) for one in order]
+        np.testing.assert_allclose(
+            [one.probability for one in answer.top], chances[order], atol=1e-5
+        )
+        assert answer.top[0].label == answer.label
+
+
+def test_metadata_and_readiness(client):
+    found = client.metadata()
+    assert (found.model, found.version) == ("gaternet", 1)
+    assert sorted(found.signatures) == ["classify", "gates", "image_bytes", "serving_default"]
+    assert found.signatures["gates"].outputs["gates"].dtype == "uint8"
+    assert client.wait_ready(1, timeout=10) == client.wait_ready() == 1
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "status", "words"),
     [
-        (["--model=nope"], ["has no model 'nope'", "Latest(nope)", "--model"]),
-        (["--model=nope", "--gates"], ["has no model 'nope'", "--model"]),
-        (["--version=99"], ["has no model 'gaternet' version 99", "--version"]),
-        (["--target=localhost:1"], ["localhost:1", "none does", "--target=HOST:PORT"]),
-        (["--target=nowhere.invalid:8500"], ["nowhere.invalid:8500", "--target=HOST:PORT"]),
-        (["--timeout=1e-6"], ["within 1e-06 s", "--timeout"]),
-        (["--timeout=0"], ["--timeout must be above 0", "0.0"]),
-        (["--output=yaml"], ["'table', 'json'", "yaml"]),
-        (["--outptu=json"], ["--outptu"]),
+        (["--model=nope"], 5, ["has no model 'nope'", "Latest(nope)", "--model"]),
+        (["--model=nope", "--gates"], 5, ["has no model 'nope'", "--model"]),
+        (["--version=99"], 5, ["has no model 'gaternet' version 99", "--version"]),
+        (["--label=x"], 5, ["has no model 'gaternet' label 'x'", "--label"]),
+        (["--target=localhost:1"], 4, ["localhost:1", "none does", "--target=HOST:PORT"]),
+        (["--target=http://localhost:1"], 4, ["http://localhost:1", "REST", "none does"]),
+        (["--target=no.invalid:8500", "--timeout=5"], 4, ["no.invalid:8500", "--target"]),
+        (["--timeout=1e-6"], 4, ["within 1e-06 s", "--timeout"]),
+        (["--timeout=0"], 2, ["--timeout must be above 0", "0.0"]),
+        (["--version=1", "--label=x"], 2, ["by version or by label"]),
+        (["--in_flight=0"], 2, ["in_flight must be above 0"]),
+        (["--output=yaml"], 2, ["'table', 'json'", "yaml"]),
+        (["--top=0"], 2, ["--top must be above 0"]),
+        (["--top=2", "--gates"], 2, ["ask twice"]),
+        (["--outptu=json"], 2, ["--outptu"]),
     ],
 )
-def test_bad_requests_are_explained(command, pictures, flags, words):
-    command(*flags, next(iter(pictures))).assert_refused(*words)
+def test_bad_requests_are_explained(command, pictures, flags, status, words):
+    done = command(*flags, next(iter(pictures)))
+    assert (done.status, done.out) == (status, ""), done.err
+    assert "Traceback" not in done.err
+    assert status == 2 or len(done.err.splitlines()) == 1, done.err
+    for word in words:
+        assert word in done.err
 
 
 def test_no_pictures_are_wrong_usage(command):
     done = command()
-    done.assert_refused("PICTURE")
     assert done.status == 2
+    assert "PICTURE" in done.err
 
 
 def test_an_unreachable_server_is_told_at_once(run_module, pictures):
@@ -230,7 +294,8 @@ def test_an_unreachable_server_is_told_at_once(run_module, pictures):
         taken.bind(("127.0.0.1", 0))
         target = f"localhost:{taken.getsockname()[1]}"
         done = run_module("serving.client", f"--target={target}", next(iter(pictures)))
-    done.assert_refused(target)
+    assert done.status == 4
+    assert target in done.err
     assert time.monotonic() - started < 8
 
 
@@ -241,56 +306,209 @@ def test_a_server_that_never_answers_costs_the_timeout(run_module, pictures):
         done = run_module(
             "serving.client", f"--target={target}", "--timeout=1", next(iter(pictures))
         )
-        done.assert_refused(target)
+        assert done.status == 4
+        assert target in done.err
         assert time.monotonic() - started < 8
 
 
-class Foreign(grpc.GenericRpcHandler):
-    """A server whose model is not one of ours."""
-
-    def __init__(self, signatures, outputs):
-        self.answers = {
-            "GetModelMetadata": wire.GetModelMetadataResponse(),
-            "Predict": wire.PredictResponse(outputs=outputs),
-        }
-        signature_map = wire.SignatureDefMap()
-        for name in signatures:
-            signature_map.signature_def[name].SetInParent()
-        self.answers["GetModelMetadata"].metadata[
-            "signature_def"
-        ].value = signature_map.SerializeToString()
-
-    def service(self, handler_call_details):
-        answer = self.answers[handler_call_details.method.rpartition("/")[2]]
-        return grpc.unary_unary_rpc_method_handler(
-            lambda request, context: answer.SerializeToString()
+@pytest.fixture
+def fake(run_module):
+    """Runs the command on a fake model, over gRPC."""
+    model = FakeModel(versions={1: "END: disk full", 2: "AVAILABLE"})
+    with grpc_server(model) as target:
+        yield lambda *arguments, **options: run_module(
+            "serving.client", f"--target={target}", "--model=fake", *arguments, **options
         )
 
 
 @pytest.fixture
-def foreign_client():
-    server = grpc.server(thread_pool())
-    outputs = {"output_0": wire.string_tensor([b"x"])}
-    server.add_generic_rpc_handlers([Foreign(["serve"], outputs)])
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    with GaterNetClient(f"127.0.0.1:{port}", "theirs") as client:
-        yield client
-    server.stop(None).wait()
+def folder(tmp_path):
+    """b/1.PNG (dog), a.png (cat), b/note.txt."""
+    (tmp_path / "set" / "b").mkdir(parents=True)
+    (tmp_path / "set" / "b" / "1.PNG").write_bytes(picture(1))
+    (tmp_path / "set" / "b" / "note.txt").write_text("no picture")
+    (tmp_path / "set" / "a.png").write_bytes(picture(0))
+    return tmp_path / "set"
 
 
-def thread_pool():
-    from concurrent.futures import ThreadPoolExecutor
+def test_directories_are_searched(fake, folder):
+    done = fake("set", "set/a.png")
+    assert done.status == 0, done.err
+    names = [line.split()[:2] for line in done.out.splitlines()[1:]]
+    assert names == [["set/a.png", "cat"], ["set/b/1.PNG", "dog"], ["set/a.png", "cat"]]
 
-    return ThreadPoolExecutor(1)
+
+def test_a_list_on_the_standard_input(fake, folder, monkeypatch):
+    command = [sys.executable, "-m", "serving.client", "--model=fake", "--output=json", "-"]
+    with grpc_server(FakeModel()) as target:
+        done = subprocess.run(
+            [*command, f"--target={target}"],
+            input="set/b/1.PNG\n\nset/a.png",
+            cwd=folder.parent,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stderr
+    assert [row["label"] for row in json.loads(done.stdout)] == ["dog", "cat"]
 
 
-def test_a_model_that_is_not_ours_is_told(foreign_client, pictures):
-    picture = next(iter(pictures.values()))
-    with pytest.raises(ClientError, match=r"class_ids, labels and probabilities.*export\.main"):
-        foreign_client.classify([picture])
-    with pytest.raises(ClientError, match=r"signature 'gates'.*\['serve'\].*export\.main"):
-        foreign_client.classify_with_gates([picture])
+@pytest.mark.parametrize("output", ["table", "csv", "json"])
+def test_names_that_are_no_text_are_printed_as_they_are(folder, output):
+    name = b"set/\xff.png"
+    path = os.path.join(os.fsencode(folder), b"\xff.png")
+    with open(path, "wb") as file:
+        file.write(picture(1))
+    command = ["-m", "serving.client", "--model=fake", f"--output={output}", "-"]
+    with grpc_server(FakeModel()) as target:
+        done = subprocess.run(
+            [sys.executable, *command, f"--target={target}"],
+            input=name + b"\nset/\xfe.png",
+            cwd=folder.parent,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+        )
+    assert done.returncode == 3, done.stderr
+    assert b"dog" in done.stdout
+    assert (rb"set/\udcff.png" if output == "json" else name) in done.stdout
+    assert rb"error: set/\udcfe.png: cannot be read" in done.stderr
+
+
+def test_prints_csv(fake, folder):
+    (folder / "z.png").write_bytes(picture(2)[:-9])
+    done = fake("--output=csv", "--top=2", "set")
+    assert done.status == 3
+    head, *rows = csv.reader(io.StringIO(done.out))
+    assert head == [
+        *("picture", "label", "class_id", "probability", "version", "label_2", "probability_2"),
+        "error",
+    ]
+    assert [row[:3] for row in rows] == [
+        ["set/a.png", "cat", "0"],
+        ["set/b/1.PNG", "dog", "1"],
+        ["set/z.png", "", ""],
+    ]
+    assert [row[5] for row in rows] == ["dog", "eel", ""]
+    assert float(rows[0][6]) == pytest.approx(0.2)
+    assert [len(row) for row in rows] == [8] * 3
+    assert rows[2][7].endswith("(the PNG is truncated)")
+    done = fake("--output=csv", "--gates", "set/a.png")
+    assert done.out.splitlines()[1].split(",")[5:7] == ["1", "100"]
+
+
+def test_prints_the_most_probable_classes(fake, folder):
+    done = fake("--top=3", "set/a.png")
+    assert re.split(r"\s\s+", done.out.splitlines()[1])[3] == "dog 0.2000, eel 0.1000"
+    (row,) = json.loads(fake("--top=3", "--output=json", "set/a.png").out)
+    assert [one["label"] for one in row["top"]] == ["cat", "dog", "eel"]
+
+
+def test_prints_the_status_of_the_versions(fake):
+    done = fake("--status", "--wait_ready=10")
+    assert (done.status, done.err) == (0, "")
+    rows = [re.split(r"\s\s+", line) for line in done.out.splitlines()]
+    assert rows == [["version", "state", "error"], ["2", "AVAILABLE"], ["1", "END", "disk full"]]
+    assert fake("--wait_ready=0.1", "--version=9").status == 4
+
+
+def test_rest_prints_what_grpc_prints(run_module, folder):
+    with grpc_server(FakeModel()) as one, rest_server(FakeModel()) as two:
+        done = [
+            run_module("serving.client", f"--target={target}", "--model=fake", *flags, "set")
+            for flags in (["--output=json", "--top=2"], ["--gates"])
+            for target in (one, two)
+        ]
+    assert [one.status for one in done] == [0] * 4
+    assert done[0].out == done[1].out
+    assert done[2].out == done[3].out
+
+
+@pytest.mark.parametrize("output", ["table", "json"])
+def test_what_was_answered_before_the_server_failed_is_printed(run_module, folder, output):
+    def before(method, request):
+        if model.calls["Predict"] > 1:
+            raise RefusedError("FAILED_PRECONDITION", "Could not find variable o/bias")
+
+    model = FakeModel(before)
+    with grpc_server(model) as target:
+        done = run_module(
+            *("serving.client", f"--target={target}", "--model=fake", f"--output={output}"),
+            *("--batch_size=1", "--in_flight=1", "set"),
+        )
+    assert done.status == 1
+    assert "cat" in done.out
+    assert "dog" not in done.out
+    assert re.match("serving.client: error: set/b/1.PNG: .*o/bias", done.err)
+
+
+def test_a_progress_bar_for_many_pictures_on_a_terminal_only(folder):
+    many = ["set/a.png"] * 30
+
+    def terminal_output(pictures):
+        ours, theirs = pty.openpty()
+        with grpc_server(FakeModel()) as target:
+            command = ["-m", "serving.client", f"--target={target}", "--model=fake", *pictures]
+            done = subprocess.run(
+                [sys.executable, *command],
+                cwd=folder.parent,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdout=subprocess.PIPE,
+                stderr=theirs,
+            )
+        assert done.returncode == 0
+        assert b"[" not in done.stdout
+        ready, _, _ = select.select([ours], [], [], 0)
+        shown = os.read(ours, 100_000).decode() if ready else ""
+        os.close(ours)
+        os.close(theirs)
+        return shown
+
+    assert "] 30 of 30" in terminal_output(many)
+    assert terminal_output(many[:5]) == ""
+
+
+def test_a_reader_that_has_seen_enough_is_no_traceback(folder):
+    with grpc_server(FakeModel()) as target:
+        flags = f"--target={target} --model=fake --output=json"
+        done = subprocess.run(
+            f"{sys.executable} -m serving.client {flags} {'set/a.png ' * 2000} | head -c 1",
+            shell=True,
+            cwd=folder.parent,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+    assert (done.stdout, done.stderr) == ("[", "")
+
+
+def best_of(times, command):
+    """The shortest wall time of a command: a machine has other work too."""
+    seconds = []
+    for _ in range(times):
+        started = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-m", "serving.client", *command],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        seconds.append(time.monotonic() - started)
+        assert done.returncode == 0, done.stderr
+    return min(seconds), done.stdout
+
+
+def test_help_is_quick_and_tells_the_exit_statuses():
+    seconds, out = best_of(3, ["--help"])
+    assert seconds < 0.5
+    for words in ("0  every picture", "3  some pictures", "4  the server", "5  the server"):
+        assert words in out
+
+
+def test_one_picture_takes_less_than_a_second(server, pictures):
+    flags = [f"--target={server}", "--model=gaternet"]
+    seconds, out = best_of(5, [*flags, next(iter(pictures))])
+    assert len(out.splitlines()) == 2
+    assert seconds < 1
 
 
 def test_one_client_serves_many_threads(client, pictures):
@@ -309,8 +527,12 @@ def test_one_client_serves_many_threads(client, pictures):
 
 def test_imports_neither_tensorflow_nor_its_serving_api():
     code = (
-        "import sys, serving.client\n"
-        "print([name for name in sys.modules if name.startswith(('tensorflow', 'keras', 'numpy'))])"
+        "import sys, serving.client as client\n"
+        "client.GaterNetClient('localhost:1', 'm').close()\n"
+        "client.GaterNetClient('http://localhost:1', 'm').close()\n"
+        "import serving.client_command, serving.loadtest\n"
+        "heavy = ('tensorflow', 'keras', 'numpy', 'PIL', 'absl')\n"
+        "print([name for name in sys.modules if name.startswith(heavy)])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

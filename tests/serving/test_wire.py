@@ -8,14 +8,16 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import tensorflow as tf
+from google.protobuf import descriptor_pb2
 from helpers import ROOT
 from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2, types_pb2
-from tensorflow.core.protobuf import meta_graph_pb2
+from tensorflow.core.protobuf import error_codes_pb2, meta_graph_pb2
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
     model_pb2,
     predict_pb2,
+    status_pb2,
 )
 
 from serving import wire
@@ -31,6 +33,7 @@ THEIRS = {
     "ModelVersionStatus": get_model_status_pb2.ModelVersionStatus,
     "GetModelMetadataRequest": get_model_metadata_pb2.GetModelMetadataRequest,
     "GetModelMetadataResponse": get_model_metadata_pb2.GetModelMetadataResponse,
+    "StatusProto": status_pb2.StatusProto,
     "SignatureDefMap": get_model_metadata_pb2.SignatureDefMap,
     "SignatureDef": meta_graph_pb2.SignatureDef,
     "TensorInfo": meta_graph_pb2.TensorInfo,
@@ -60,6 +63,8 @@ def test_every_field_is_theirs(name):
 def test_every_number_of_an_enumeration_is_theirs():
     for name, number in OURS.enum_types_by_name["DataType"].values_by_name.items():
         assert types_pb2.DataType.Value(name) == number.number
+    for name, number in wire.STATUS_CODES.items():
+        assert error_codes_pb2.Code.Value(name) == number
     for name, number in wire.ModelVersionStatus.State.items():
         assert get_model_status_pb2.ModelVersionStatus.State.Value(name) == number
 
@@ -117,9 +122,17 @@ def test_their_answers_are_read():
 
 def test_fields_that_are_not_ours_are_skipped():
     theirs = get_model_status_pb2.GetModelStatusResponse()
-    theirs.model_version_status.add(version=1, state=50).status.error_message = "no variables"
-    ours = wire.GetModelStatusResponse.FromString(of(theirs))
-    assert ours.model_version_status[0].state == wire.ModelVersionStatus.END
+    status = theirs.model_version_status.add(version=1, state=50).status
+    status.error_code, status.error_message = error_codes_pb2.NOT_FOUND, "no variables"
+    (ours,) = wire.GetModelStatusResponse.FromString(of(theirs)).model_version_status
+    assert ours.state == wire.ModelVersionStatus.END
+    assert ours.status.error_code == wire.STATUS_CODES["NOT_FOUND"]
+    assert ours.status.error_message == "no variables"
+
+    tensor = tensor_pb2.TensorProto(dtype=types_pb2.DT_FLOAT, version_number=7, float_val=[0.5])
+    tensor.double_val.append(1.0)
+    tensor.tensor_shape.dim.add(size=1)
+    assert wire.tensor_rows(wire.Tensor.FromString(of(tensor))) == [0.5]
 
 
 DTYPES = st.sampled_from([np.float32, np.uint8, np.int64, object])
@@ -178,6 +191,20 @@ def test_tensors_that_make_no_sense_are_refused(tensor, words):
 def test_the_messages_live_in_a_package_of_ours():
     assert OURS.package == "gaternet.wire"
     assert wire.Tensor.DESCRIPTOR.full_name == "gaternet.wire.Tensor"
+
+
+def test_messages_of_an_older_checkout_are_told(tmp_path):
+    serving = tmp_path / "serving"
+    serving.mkdir()
+    for name in ("__init__.py", "wire.py", "wire_compiler.py"):
+        (serving / name).write_bytes((ROOT / "serving" / name).read_bytes())
+    old = descriptor_pb2.FileDescriptorSet()
+    old.file.add(name="wire.proto", package="gaternet.wire").message_type.add(name="Tensor")
+    (serving / "wire.binpb").write_bytes(of(old))
+    done = subprocess.run(
+        [sys.executable, "-c", "import serving.wire"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert "wire.binpb is older than wire.proto, and has no 'DataType'" in done.stderr
 
 
 def test_a_checkout_that_was_never_installed_compiles_the_messages_itself(tmp_path):

@@ -1,0 +1,380 @@
+"""What a client does, whatever carries its requests: batches, answers, errors, waiting.
+
+One implementation for `GaterNetClient` and `AsyncGaterNetClient`: both run these coroutines, the
+first on a transport whose methods never suspend.
+"""
+
+import collections
+import itertools
+import re
+import time
+from collections.abc import AsyncIterator, Iterable
+
+from serving import client_errors as errors
+from serving import pictures, wire
+from serving.client_answers import (
+    Answer,
+    Metadata,
+    VersionStatus,
+    prediction,
+    signatures,
+    version_status,
+)
+from serving.client_errors import REMEDY, UNKNOWN_LABEL, explained
+from serving.client_questions import OUTPUTS, Choices, Question, checked_images, checked_outputs
+from serving.transport import METADATA, PREDICT, STATUS, CallError, Settings, Transport
+
+POLL_SECONDS = 0.5
+# Even who does not want to wait gives a server so many seconds to say how it is.
+SHORTEST_CALL = 0.1
+# INVALID_ARGUMENT for the request as such, whatever pictures are in it.
+NOT_A_PICTURES = (
+    *("input size does not match signature", "Signature input alias", "Expects arg["),
+    *("output tensor alias not found", "duplicate output tensor alias", "Missing ModelSpec"),
+    *("ModelSpec has no name", "Missing named input"),
+)
+TOO_MANY_ROWS = re.compile(r"Task size \d+ is larger than maximum input batch size (\d+)")
+ANSWER_TOO_LARGE = "CLIENT: Received message larger"
+# A version may be unloaded between an answer and the question for its labels.
+LABEL_ATTEMPTS = 3
+_END = object()
+
+
+class Rules:
+    """A client's methods as coroutines; `GaterNetClient` documents them."""
+
+    def __init__(self, transport: Transport, settings: Settings, choices: Choices):
+        self.transport = transport
+        self.settings = settings
+        self.choices = choices
+        # What a server with batching takes at once; learnt from its refusals.
+        self._rows = choices.batch_size
+        self._labels: dict[int, list[str]] = {}
+
+    async def classify(self, images, top, outputs) -> AsyncIterator[Answer]:
+        """An answer for every picture, in order."""
+        limits = self.choices.limits
+        question = Question(
+            "image_bytes",
+            lambda image: pictures.encoded(image, limits),
+            wire.string_tensor,
+            top,
+            checked_outputs(outputs, top),
+        )
+        async for answer in self._answers(checked_images(images), question):
+            yield answer
+
+    async def gates(self, images, outputs) -> AsyncIterator[Answer]:
+        """Likewise with gates."""
+        outputs = checked_outputs(outputs, 1)
+        images = iter(checked_images(images))
+        first = next(images, _END)
+        if first is _END:
+            return
+        shape = await self.input_shape()
+        choices = self.choices
+        question = Question(
+            "gates",
+            lambda image: pictures.pixels(image, shape, choices.resize, choices.limits),
+            lambda batch: wire.uint8_tensor(b"".join(batch), (len(batch), *shape)),
+            outputs=outputs,
+        )
+        async for answer in self._answers(itertools.chain([first], images), question):
+            yield answer
+
+    async def input_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of what the network takes."""
+        found = (await self.metadata()).signatures
+        if "gates" not in found:
+            raise errors.ModelError(
+                f"the model must have a signature 'gates', and '{self.choices.model}' at "
+                f"{self.settings.target} has {sorted(found)}; {REMEDY}"
+            )
+        images = found["gates"].inputs.get("images")
+        if images is None or images.shape is None or len(images.shape) != 4:
+            raise errors.ModelError(
+                f"the signature 'gates' of '{self.choices.model}' must take images of shape "
+                f"[batch, height, width, channels], and takes {found['gates'].inputs}; {REMEDY}"
+            )
+        _, height, width, channels = images.shape
+        return height, width, channels
+
+    async def metadata(self, timeout: float | None = None) -> Metadata:
+        """The signatures of the model."""
+        request = wire.GetModelMetadataRequest(
+            model_spec=self.model_spec(), metadata_field=["signature_def"]
+        )
+        answer = await self._call(METADATA, request, timeout)
+        return Metadata(self.choices.model, answer.model_spec.version.value, signatures(answer))
+
+    async def statuses(self, timeout: float | None = None) -> list[VersionStatus]:
+        """Every version that the server knows, newest first."""
+        # A label is ignored by the server.
+        request = wire.GetModelStatusRequest(model_spec=self.model_spec())
+        answer = await self._call(STATUS, request, timeout)
+        found = [version_status(one) for one in answer.model_version_status]
+        return sorted(found, key=lambda one: -one.version)
+
+    async def wait_ready(self, version, timeout) -> int:
+        """The number of the version that is available."""
+        deadline = time.monotonic() + timeout
+        wanted = self.choices.version if version is None else version
+        while True:
+            reason: object
+            # An answer that would come too late is not waited for.
+            remaining = max(deadline - time.monotonic(), SHORTEST_CALL)
+            patience = min(self.settings.timeout, remaining)
+            try:
+                if wanted is None and self.choices.label is not None:
+                    return (await self.metadata(patience)).version
+                statuses = await self.statuses(patience)
+                found = [one for one in statuses if wanted in (None, one.version)]
+                for one in found:
+                    if one.state == "AVAILABLE":
+                        return one.version
+                if found and all(one.state == "END" and one.error for one in found):
+                    raise errors.ModelError(
+                        f"version {found[0].version} of '{self.choices.model}' failed to load at "
+                        f"{self.settings.target} and is not tried again ({found[0].error}); "
+                        "publish a version with a higher number"
+                    )
+                states = [f"version {one.version} is {one.state}" for one in found]
+                reason = ", ".join(states) or "it has no such version"
+            except errors.DeadlineError:
+                reason = "the server did not answer"
+            except (errors.UnavailableError, errors.UnknownModelError) as error:
+                reason = error
+            pause = min(POLL_SECONDS, deadline - time.monotonic())
+            if pause <= 0:
+                what = "a version" if wanted is None else f"version {wanted}"
+                raise errors.DeadlineError(
+                    f"{what} of '{self.choices.model}' must become available at "
+                    f"{self.settings.target} within {timeout} s, and did not: {reason}"
+                )
+            await self.transport.sleep(pause)
+
+    async def _answers(self, images: Iterable, question: Question) -> AsyncIterator[Answer]:
+        """Sends batches ahead of the one whose answers are read, and keeps the order."""
+        pending: collections.deque = collections.deque()
+        try:
+            async for batch, last in self._batches(images, question):
+                handle = None
+                # A batch that is alone is sent without a handle, which costs less.
+                if pending or not last:
+                    handle = await self._start(question, batch)
+                pending.append((batch, handle))
+                if len(pending) >= self.settings.in_flight:
+                    for answer in await self._finish(question, *pending.popleft()):
+                        yield answer
+            while pending:
+                for answer in await self._finish(question, *pending.popleft()):
+                    yield answer
+        finally:
+            for _, handle in pending:
+                if handle is not None:
+                    self.transport.cancel(handle)
+
+    async def _batches(self, images, question):
+        """Pictures that are ready to be sent, with the errors of those that are not in between."""
+        images = iter(images)
+        following = next(images, _END)
+        while following is not _END:
+            chunk = [following, *itertools.islice(images, self._rows - 1)]
+            following = next(images, _END)
+            entries = await self.transport.offload(_prepared, chunk, question.prepare)
+            pieces = list(_pieces(entries, self.choices.batch_bytes))
+            for number, piece in enumerate(pieces, 1):
+                yield piece, following is _END and number == len(pieces)
+
+    async def _start(self, question, batch):
+        good = _good(batch)
+        return await self.transport.start(PREDICT, self._request(question, good)) if good else None
+
+    async def _finish(self, question, batch, handle) -> list[Answer]:
+        good = _good(batch)
+        answers = iter(await self._ask(question, good, handle) if good else [])
+        return [
+            entry if isinstance(entry, errors.PictureError) else next(answers) for entry in batch
+        ]
+
+    async def _ask(self, question, good, handle=None) -> list[Answer]:
+        """The answers for pictures that are sent together, or in halves if they are refused."""
+        request = self._request(question, good)
+        try:
+            if handle is None:
+                response = await self.transport.call(PREDICT, request)
+            else:
+                response = await self.transport.wait(handle)
+        except CallError as error:
+            return await self._ask_apart(question, good, error)
+        return await self._predictions(question, good, response)
+
+    async def _ask_apart(self, question, good, error) -> list[Answer]:
+        limit = TOO_MANY_ROWS.search(error.details)
+        if limit and int(limit[1]) < len(good):
+            # A server with batching: later batches are made as small as it wants them.
+            size = max(1, int(limit[1]))
+            self._rows = min(self._rows, size)
+        elif _concerns_pictures(error) and len(good) > 1:
+            size = (len(good) + 1) // 2
+        elif _concerns_pictures(error) and ANSWER_TOO_LARGE not in error.details:
+            return [
+                errors.PictureError(
+                    f"the server at {self.settings.target} refused the request: {error.details}",
+                    error.code,
+                )
+            ]
+        else:
+            raise self.explained(error) from error
+        return [
+            answer
+            for start in range(0, len(good), size)
+            for answer in await self._ask(question, good[start : start + size])
+        ]
+
+    async def _predictions(self, question, good, response) -> list[Answer]:
+        for _ in range(LABEL_ATTEMPTS):
+            labels = None
+            try:
+                if question.top > 1:
+                    labels = await self._labels_of(response.model_spec)
+                return self._assembled(question, len(good), response, labels)
+            except errors.UnknownModelError:
+                response = await self._call(PREDICT, self._request(question, good))
+        raise errors.UnknownModelError(
+            f"the labels of the version of '{self.choices.model}' that answered are needed for "
+            f"top, and {self.settings.target} unloaded it {LABEL_ATTEMPTS} times meanwhile; "
+            "ask again"
+        )
+
+    async def _labels_of(self, spec) -> list[str]:
+        """The labels of a version in the order of their numbers.
+
+        Its signature `classify` lists them, even for "no picture".
+        """
+        version = spec.version.value if spec.HasField("version") else None
+        if version in self._labels:
+            return self._labels[version]
+        asked = wire.ModelSpec(name=self.choices.model, signature_name="classify")
+        if version is not None:
+            asked.version.value = version
+        elif self.choices.label is not None:
+            asked.version_label = self.choices.label
+        request = wire.PredictRequest(
+            model_spec=asked,
+            inputs={"inputs": wire.string_tensor([b""])},
+            output_filter=["classes"],
+        )
+        answer = await self._call(PREDICT, request)
+        try:
+            (row,) = wire.tensor_rows(answer.outputs["classes"])
+            labels = [label.decode() for label in row]
+        except ValueError as error:
+            raise self._not_ours(f"its signature 'classify' gave no classes ({error})") from error
+        if version is not None:
+            self._labels[version] = labels
+        return labels
+
+    def _assembled(self, question, count, response, labels) -> list[Answer]:
+        """The answers that a response has for `count` pictures."""
+        wanted = question.outputs or ("labels", "class_ids", "probabilities")
+        missing = sorted(set(wanted) - set(response.outputs))
+        if missing:
+            raise errors.ModelError(
+                "the model must answer with class_ids, labels and probabilities, and "
+                f"'{self.choices.model}' at {self.settings.target} gave no "
+                f"{' and '.join(missing)}; {REMEDY}"
+            )
+        rows: dict[str, list] = {}
+        for name in OUTPUTS:
+            rows[name] = [None] * count
+            if name in response.outputs:
+                try:
+                    rows[name] = wire.tensor_rows(response.outputs[name])
+                except ValueError as error:
+                    raise self._not_ours(f"its output {name} is odd ({error})") from error
+            if len(rows[name]) != count:
+                raise self._not_ours(f"it gave {len(rows[name])} {name} for {count} pictures")
+        spec = response.model_spec
+        version = spec.version.value if spec.HasField("version") else None
+        found = zip(*(rows[name] for name in OUTPUTS), strict=True)
+        try:
+            return [prediction(row, version, question.top, labels) for row in found]
+        except (IndexError, TypeError, UnicodeDecodeError) as error:
+            raise self._not_ours(f"its outputs do not fit together ({error})") from error
+
+    def _request(self, question, good):
+        return wire.PredictRequest(
+            model_spec=self.model_spec(question.signature),
+            inputs={question.input_name: question.tensor(good)},
+            output_filter=question.outputs,
+        )
+
+    def model_spec(self, signature=""):
+        """Which model a request is for."""
+        spec = wire.ModelSpec(name=self.choices.model, signature_name=signature)
+        if self.choices.version is not None:
+            spec.version.value = self.choices.version
+        elif self.choices.label is not None:
+            spec.version_label = self.choices.label
+        return spec
+
+    async def _call(self, method, request, timeout=None):
+        try:
+            return await self.transport.call(method, request, timeout)
+        except CallError as error:
+            raise self.explained(error) from error
+
+    def _not_ours(self, what):
+        return errors.ModelError(
+            f"the model '{self.choices.model}' at {self.settings.target} must be one of ours, and "
+            f"{what}; {REMEDY}"
+        )
+
+    def explained(self, error: CallError) -> errors.ClientError:
+        """What a failed call means for the caller."""
+        choices, settings = self.choices, self.settings
+        which = f"'{choices.model}'"
+        if choices.version is not None:
+            which += f" version {choices.version}"
+        elif choices.label is not None:
+            which += f" label '{choices.label}'"
+        return explained(error, settings, which)
+
+
+def _concerns_pictures(error):
+    """Whether fewer pictures, or others, could have been answered."""
+    if error.code == "RESOURCE_EXHAUSTED":
+        return "larger than max" in error.details
+    return error.code == "INVALID_ARGUMENT" and not error.details.startswith(
+        (*NOT_A_PICTURES, UNKNOWN_LABEL)
+    )
+
+
+def _prepared(chunk, prepare):
+    entries: list[bytes | errors.PictureError] = []
+    for image in chunk:
+        try:
+            entries.append(prepare(image))
+        except errors.PictureError as error:
+            entries.append(error)
+    return entries
+
+
+def _good(batch):
+    return [entry for entry in batch if isinstance(entry, bytes)]
+
+
+def _pieces(entries, most_bytes):
+    """Cuts entries so that none has more bytes, unless a single picture has."""
+    piece: list = []
+    size = 0
+    for entry in entries:
+        length = len(entry) if isinstance(entry, bytes) else 0
+        if piece and size + length > most_bytes:
+            yield piece
+            piece, size = [], 0
+        piece.append(entry)
+        size += length
+    if piece:
+        yield piece
