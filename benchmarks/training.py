@@ -98,10 +98,11 @@ def fitted(name, model, steps) -> Contender:
     """`fit` on the same batch, with everything that `fit` does around a step."""
     import tensorflow as tf
 
+    from gaternet_tf.data.sources import untuned
     from gaternet_tf.recipe import with_targets
 
     batches = tf.data.Dataset.from_tensors(data()).repeat()
-    batches = with_targets(batches, model).prefetch(2)
+    batches = with_targets(batches, model).prefetch(2).with_options(untuned())
 
     def run():
         model.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0)

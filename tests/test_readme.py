@@ -115,14 +115,33 @@ def test_the_single_commands_do_what_the_readme_says(output, checkout):
     assert "cifar10-resnet164-gated-released\n  GaterNet with the head of" in output
     assert "| digits | resnet14, gated by resnet8, lambda 0.1 | 254,626 | 224 |" in output
     assert "| digits | resnet8, gated by resnet8, lambda 0.1, all convolutions |" in output
-    assert sorted(path.name for path in (checkout / "runs").iterdir()) == ["demo", "digits-all"]
+    assert sorted(path.name for path in (checkout / "runs").iterdir()) == [
+        "comparison",
+        "demo",
+        "digits-all",
+    ]
+
+
+def first_column(table):
+    return "\n".join(row.split("|")[1] for row in table.split("\n"))
 
 
 def test_the_run_directory_is_what_its_table_says(output, checkout):
-    (table,) = re.findall(r"\| file \| what \|\n\|---\|---\|\n(.*?)\n\n", README, re.S)
-    names = re.findall(r"`([\w./]+?)/?`", "\n".join(row.split("|")[1] for row in table.split("\n")))
+    run, analysis = re.findall(r"\| file \| what \|\n\|---\|---\|\n(.*?)\n\n", README, re.S)
+    names = set(re.findall(r"`([\w./]+?)/?`", first_column(run)))
     written = {path.name for path in (checkout / "runs/demo").iterdir()}
-    assert written == {*names, "evaluation-digits-test.json"}
+    assert written == names | {"evaluation-digits-test.json", "analysis"}
+    whole = {"report.html", "analysis.json", "gates.npz"}
+    assert {*re.findall(r"`([\w./]+?)`", first_column(analysis))} == {
+        *whole,
+        *("NAME.png", ".svg", ".csv"),
+    }
+    written = {path.name for path in (checkout / "runs/demo/analysis").iterdir()}
+    figures = {name.removesuffix(".png") for name in written if name.endswith(".png")}
+    drawn = {name + suffix for name in figures for suffix in (".png", ".svg", ".csv")}
+    assert len(figures) > 5
+    assert whole | drawn <= written
+    assert all(name.endswith(".csv") for name in written - whole - drawn)
 
 
 def test_figures_in_the_text_are_those_of_the_code():

@@ -52,10 +52,15 @@ def main(argv):
         raise app.UsageError("--dataset needs --output_dir, since RUN/analysis is of the run's own")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.ERROR)
+    from gaternet_tf.analysis.files import DOCUMENT
+    from gaternet_tf.analysis.report import headlines
     from gaternet_tf.errors import UserError
+    from gaternet_tf.runs import read_json
 
     try:
         directory = _redraw() if FLAGS.redraw else _analyse()
+        for sentence in headlines(read_json(directory / DOCUMENT)):
+            print(sentence)
     except (UserError, OSError) as error:
         print(f"gaternet_tf.analysis: error: {error}", file=sys.stderr)
         return 1
@@ -72,6 +77,7 @@ def _analyse():
     )
     from gaternet_tf.analysis.files import save
     from gaternet_tf.analysis.networks import network_of_export, network_of_run
+    from gaternet_tf.analysis.report import draw
 
     network = network_of_run(FLAGS.workdir) if FLAGS.workdir else network_of_export(FLAGS.model_dir)
     own = FLAGS.split in (None, network.test_split)
@@ -82,7 +88,7 @@ def _analyse():
     analysis = analyse(network, AnalysisConfig(**settings))
     directory.mkdir(parents=True, exist_ok=True)
     # Within the directory, which may be a file system of its own; what took long is safe first.
-    for write in (functools.partial(save, analysis), functools.partial(_draw, source=directory)):
+    for write in (functools.partial(save, analysis), functools.partial(draw, source=directory)):
         with tempfile.TemporaryDirectory(prefix=".new-", dir=directory) as made:
             write(pathlib.Path(made))
             put_in_place(pathlib.Path(made), directory)
@@ -90,24 +96,11 @@ def _analyse():
 
 
 def _redraw():
+    from gaternet_tf.analysis.report import draw
+
     directory = pathlib.Path(FLAGS.redraw)
-    _draw(directory, directory)
+    draw(directory, directory)
     return directory
-
-
-def _draw(directory, source):
-    """Draws everything from the two files in `source` into `directory`."""
-    from gaternet_tf.analysis.figures import figures_of, write_figure
-    from gaternet_tf.analysis.files import load
-    from gaternet_tf.analysis.report import headlines, write_report, write_tables
-
-    analysis = load(source)
-    figures = figures_of(analysis)
-    for figure in figures:
-        write_figure(figure, directory)
-    write_tables(analysis, directory)
-    write_report(analysis, figures, directory)
-    print("\n".join(headlines(analysis.document)))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import os
 import pathlib
 from collections.abc import Sequence
 from importlib import resources
@@ -12,8 +13,14 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from gaternet_tf.analysis.figures import Figure, class_style, write_csv
-from gaternet_tf.analysis.files import Analysis
+from gaternet_tf.analysis.figures import (
+    Figure,
+    class_style,
+    figures_of,
+    write_csv,
+    write_figure,
+)
+from gaternet_tf.analysis.files import Analysis, load
 
 REPORT = "report.html"
 FIGURES_IN_TEXT = ("gate_kinds_by_unit", "images_per_gate", "gates_per_image", "macs_per_image")
@@ -28,6 +35,21 @@ UNIT_COLUMNS = (
     ("gate_rate", "gates on, %"),
     ("images_off", "images without the branch"),
 )
+
+
+def draw(directory: str | os.PathLike, source: str | os.PathLike) -> None:
+    """Draws figures, tables and report into `directory` from the two files in `source`.
+
+    Raises:
+      UserError: when they are not there, or do not fit each other.
+    """
+    directory = pathlib.Path(directory)
+    analysis = load(source)
+    figures = figures_of(analysis)
+    for figure in figures:
+        write_figure(figure, directory)
+    write_tables(analysis, directory)
+    write_report(analysis, figures, directory)
 
 
 def write_report(analysis: Analysis, figures: Sequence[Figure], directory: pathlib.Path) -> None:

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from gaternet_tf.data.augmentation import Augmentation
 from gaternet_tf.data.preprocessing import Preprocessing
-from gaternet_tf.data.sources import Dataset
+from gaternet_tf.data.sources import PARALLEL_CALLS, Dataset, untuned
 from gaternet_tf.errors import UserError
 from gaternet_tf.seeds import derive_seed
 
@@ -15,6 +15,10 @@ CACHE_BYTES = 512 * 2**20
 """A set is kept in memory up to this size: the pictures, or their files if those are cut anew."""
 SHUFFLE_BYTES = 2**30
 """What the pictures, or files, that are shuffled among each other may take."""
+PARALLEL_BATCHES = min(PARALLEL_CALLS, 8)
+"""Batches that are cropped and normalised at the same time; each holds its pictures as float32."""
+READY_BATCHES = 2
+"""Batches made ahead of what asks for them."""
 STATISTICS_IMAGES = 10_000
 
 
@@ -89,7 +93,7 @@ def training_batches(
                 lambda place, example: picture(
                     tf.random.experimental.stateless_fold_in(cut_seed, place), *example
                 ),
-                num_parallel_calls=tf.data.AUTOTUNE,
+                num_parallel_calls=PARALLEL_CALLS,
                 deterministic=True,
             )
         data = data.batch(part, drop_remainder=True)
@@ -107,8 +111,8 @@ def training_batches(
         return preprocessing.normalize(batch), labels
 
     data = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(one_epoch)
-    data = data.map(augment, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return data.prefetch(tf.data.AUTOTUNE)
+    data = data.map(augment, num_parallel_calls=PARALLEL_BATCHES, deterministic=True)
+    return data.prefetch(READY_BATCHES).with_options(untuned())
 
 
 def evaluation_batches(
@@ -136,7 +140,7 @@ def picture_batches(
             f"a split of '{dataset.name}' must be one of {', '.join(splits)}, got '{split}'"
         )
     pictures = _pictures(dataset, dataset.files(split or dataset.test_split), preprocessing)
-    return pictures.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+    return pictures.batch(batch_size).prefetch(READY_BATCHES)
 
 
 def some_pictures(dataset: Dataset, preprocessing: Preprocessing, split: str, wanted: np.ndarray):
@@ -162,9 +166,10 @@ def validation_batches(dataset: Dataset, preprocessing: Preprocessing, batch_siz
 def _normalized(batches, preprocessing):
     data = batches.map(
         lambda images, labels: (preprocessing.normalize(images), labels),
-        num_parallel_calls=tf.data.AUTOTUNE,
+        num_parallel_calls=PARALLEL_BATCHES,
+        deterministic=True,
     )
-    return data.prefetch(tf.data.AUTOTUNE)
+    return data.prefetch(READY_BATCHES)
 
 
 def channel_statistics(dataset: Dataset, preprocessing: Preprocessing):
@@ -198,4 +203,4 @@ def _pictures(dataset, files, preprocessing):
         fits = dataset.image_shape == preprocessing.shape and not preprocessing.resize
         return image if fits else preprocessing.fit(image), label
 
-    return files.map(picture, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return files.map(picture, num_parallel_calls=PARALLEL_CALLS, deterministic=True)

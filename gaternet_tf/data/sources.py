@@ -1,6 +1,7 @@
 """Opens a dataset by name. Every dataset is a TFDS dataset."""
 
 import dataclasses
+import os
 import pathlib
 import re
 import sys
@@ -20,11 +21,24 @@ from gaternet_tf.data.idx import Idx
 from gaternet_tf.data.preprocessing import decode_rgb
 from gaternet_tf.errors import UserError
 
+PARALLEL_CALLS = os.cpu_count() or 1
+"""Pictures that are decoded at the same time."""
 REACH_SECONDS = 5
 
 IDX = "idx:"
 FOLDER = "folder:"
 TFDS_NAME = re.compile(r"(?P<set>\w+)(/(?P<config>[\w.-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
+
+
+def untuned() -> tf.data.Options:
+    """Options without tf.data's autotuning, which every pipeline here has.
+
+    With it, TensorFlow 2.21 often lets an iterator that ends wait until its tuning thread wakes up:
+    for as long as the iterator has lived, up to a minute. Our pipelines end at every evaluation.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +82,7 @@ class Dataset:
     def examples(self, split: str):
         """`tf.data` of (uint8 image [h, w, c], int64 label), in stored order."""
         return self.files(split).map(
-            self.decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+            self.decode, num_parallel_calls=PARALLEL_CALLS, deterministic=True
         )
 
     def files(self, split: str):
@@ -91,12 +105,20 @@ class Dataset:
         decoders = tfds.decode.PartialDecoding(
             {"image": True, "label": True}, decoders={"image": tfds.decode.SkipDecoding()}
         )
-        data = self.builder.as_dataset(split=split, decoders=decoders, shuffle_files=False)
+        data = self._read(split, decoders)
         if wanted is not None:
             mask = tf.constant(wanted)
             data = data.enumerate().filter(lambda index, _: mask[index])
             data = data.map(lambda _, example: example)
         return data.map(lambda example: (example["image"], example["label"]))
+
+    def _read(self, split, decoders):
+        return self.builder.as_dataset(
+            split=split,
+            decoders=decoders,
+            shuffle_files=False,
+            read_config=tfds.ReadConfig(options=untuned()),
+        )
 
     def decode(self, file, label):
         """(encoded picture, label) of `files` to (uint8 [height, width, channels], label)."""
@@ -109,8 +131,7 @@ class Dataset:
     def labels_of(self, split: str) -> np.ndarray:
         """int64 labels of a split, in stored order; no picture is decoded."""
         features = tfds.decode.PartialDecoding({"label": True})
-        data = self.builder.as_dataset(split=split, decoders=features, shuffle_files=False)
-        batches = data.map(lambda example: example["label"]).batch(10_000)
+        batches = self._read(split, features).map(lambda example: example["label"]).batch(10_000)
         return np.concatenate(list(batches.as_numpy_iterator()))
 
     def describe(self) -> dict:

@@ -8,9 +8,8 @@ from axe_core_python.sync_playwright import Axe
 from planted_gates import record_of
 from playwright.sync_api import sync_playwright
 
-from gaternet_tf.analysis.figures import figures_of, write_figure
 from gaternet_tf.analysis.files import Analysis, load, save
-from gaternet_tf.analysis.report import write_report, write_tables
+from gaternet_tf.analysis.report import draw
 from gaternet_tf.analysis.separation import separate
 from gaternet_tf.analysis.statistics import count, statistics_of
 from gaternet_tf.models.gate_map import GateMap, GateSegment
@@ -66,14 +65,9 @@ def analysis_of(gates, perplexity=10.0, macs=1000):
     )
 
 
-def draw(analysis, directory):
+def drawn(analysis, directory):
     save(analysis, directory)
-    analysis = load(directory)
-    figures = figures_of(analysis)
-    for figure in figures:
-        write_figure(figure, directory)
-    write_tables(analysis, directory)
-    write_report(analysis, figures, directory)
+    draw(directory, directory)
     return directory / "report.html"
 
 
@@ -88,7 +82,7 @@ def planted_gates():
 
 @pytest.fixture(scope="module", name="report")
 def report_fixture(tmp_path_factory):
-    return draw(analysis_of(planted_gates()), tmp_path_factory.mktemp("report"))
+    return drawn(analysis_of(planted_gates()), tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture(scope="module", name="browser")
@@ -229,6 +223,6 @@ def test_printed_it_hides_what_cannot_be_pressed(open_page, report):
     ],
 )
 def test_what_is_not_known_is_marked(open_page, tmp_path, gates, perplexity, macs, absent):
-    page = open_page(draw(analysis_of(gates, perplexity, macs), tmp_path))
+    page = open_page(drawn(analysis_of(gates, perplexity, macs), tmp_path))
     assert absent in page.inner_text("main")
     page.click(".choose button[data-class='1']")

@@ -8,7 +8,9 @@ from gaternet_tf.data import (
     Preprocessing,
     channel_statistics,
     evaluation_batches,
+    picture_batches,
     training_batches,
+    validation_batches,
 )
 
 BATCH = 128
@@ -119,3 +121,15 @@ def test_a_part_of_an_epoch_goes_on_where_it_was_left(digits):
     whole, rest = (np.stack([images for images, _ in batches]) for batches in data)
     assert len(whole) == 2 * STEPS
     np.testing.assert_array_equal(whole[7:], rest)
+
+
+def test_no_pipeline_is_autotuned(digits):
+    # An iterator with a tuning thread may take up to a minute to end; see `untuned`.
+    pipelines = [
+        digits.files("test"),
+        training_batches(digits, RAW, Augmentation(), BATCH, range(2), 0),
+        evaluation_batches(digits, RAW, BATCH),
+        picture_batches(digits, RAW, BATCH),
+        validation_batches(digits, RAW, BATCH),
+    ]
+    assert [data.options().autotune.enabled for data in pipelines] == [False] * len(pipelines)
