@@ -5,6 +5,7 @@ import json
 
 import grpc
 
+from serving.async_transport import AsyncTransport
 from serving.client_errors import SettingsError
 from serving.transport import (
     METADATA,
@@ -119,7 +120,7 @@ class GrpcTransport(BlockingTransport):
         self._current()[0][0].close()
 
 
-class AsyncGrpcTransport:
+class AsyncGrpcTransport(AsyncTransport):
     """For callers in an event loop; the channel belongs to the one that sends first."""
 
     def __init__(self, settings: Settings):
@@ -144,24 +145,6 @@ class AsyncGrpcTransport:
     async def start(self, method, request):
         """Sends a request when there is room for one more in flight; returns a task of it."""
         return asyncio.create_task(self.call(method, request))
-
-    async def wait(self, handle):
-        """The answer of a started request."""
-        return await handle
-
-    def cancel(self, handle):
-        """Gives up a started request."""
-        handle.cancel()
-        # asyncio would report a failure that nobody asks for.
-        handle.add_done_callback(lambda task: task.cancelled() or task.exception())
-
-    async def offload(self, function, *arguments):
-        """Calls the function in a thread."""
-        return await asyncio.to_thread(function, *arguments)
-
-    async def sleep(self, seconds):
-        """Waits without holding up the loop."""
-        await asyncio.sleep(seconds)
 
     async def close(self):
         """Closes the channel."""

@@ -17,6 +17,7 @@ import time
 import urllib.parse
 
 from serving import wire
+from serving.async_transport import AsyncTransport
 from serving.client_errors import SettingsError
 from serving.transport import (
     METADATA,
@@ -393,7 +394,7 @@ class RestTransport(BlockingTransport):
         server.close()
 
 
-class AsyncRestTransport:
+class AsyncRestTransport(AsyncTransport):
     """For callers in an event loop: each request in a thread."""
 
     def __init__(self, settings: Settings):
@@ -411,23 +412,6 @@ class AsyncRestTransport:
     def _begin(self, method, request, timeout):
         loop = asyncio.get_running_loop()
         return loop.run_in_executor(self._threads, self._server.call, method, request, timeout)
-
-    async def wait(self, handle):
-        """The answer of a started request."""
-        return await handle
-
-    def cancel(self, handle):
-        """Gives up a started request."""
-        handle.cancel()
-        handle.add_done_callback(lambda future: future.cancelled() or future.exception())
-
-    async def offload(self, function, *arguments):
-        """Calls the function in a thread."""
-        return await asyncio.to_thread(function, *arguments)
-
-    async def sleep(self, seconds):
-        """Waits without holding up the loop."""
-        await asyncio.sleep(seconds)
 
     async def close(self):
         """Ends the threads and closes connections."""
