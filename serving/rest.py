@@ -23,7 +23,7 @@ from serving import rest_examples, rest_json
 from serving.errors import ServingError, invalid
 from serving.inference import METADATA_FIELD, Call, Inference
 from serving.servable import DEFAULT_SIGNATURE
-from serving.versions import INT64
+from serving.versions import parse_version
 
 MAX_BODY = 2**28
 IDLE_SECONDS = 60
@@ -138,9 +138,10 @@ def _named(request, found):
     spec = request.model_spec
     spec.name = urllib.parse.unquote(found["model"])
     if found["version"]:
-        if int(found["version"]) not in INT64:
+        number = parse_version(found["version"])
+        if number is None:
             raise invalid(f"Failed to convert version: {found['version']} to numeric.")
-        spec.version.value = int(found["version"])
+        spec.version.value = number
     elif found["label"]:
         spec.version_label = urllib.parse.unquote(found["label"])
     return request
