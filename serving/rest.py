@@ -157,7 +157,7 @@ class RestServer(http.server.ThreadingHTTPServer):
     """Serves a `RestApi`, and the metrics page.
 
     Args:
-      address: (host, port) to listen on.
+      address: (host, port), which is taken at once and listened on from `start`.
       api: what answers.
       pages: bytes to serve by path, made anew by a call for each request.
 
@@ -177,11 +177,17 @@ class RestServer(http.server.ThreadingHTTPServer):
         self.stopping = False
         self.idle: set[socket.socket] = set()
         self.lock = threading.Lock()
-        super().__init__(address, _Handler)
+        super().__init__(address, _Handler, bind_and_activate=False)
+        try:
+            self.server_bind()
+        except OSError:
+            self.server_close()
+            raise
         self._thread = threading.Thread(target=self.serve_forever, name="rest", daemon=True)
 
     def start(self) -> None:
-        """Begins to answer."""
+        """Begins to listen and to answer."""
+        self.server_activate()
         self._thread.start()
 
     def stop(self) -> None:
