@@ -222,7 +222,7 @@ class Models:
         """Looks at the base paths, and begins to load and unload accordingly.
 
         Args:
-          complain: raises where a base path holds nothing, instead of logging it.
+          complain: raises where a base path holds nothing to serve, instead of logging it.
 
         Raises:
           ModelDirectoryError: if it is to complain.
@@ -240,6 +240,11 @@ class Models:
                 logging.warning("model %s: %s", name, error)
                 found = {}
             wanted, absent = aspired_versions(found, model.model_version_policy)
+            if complain and not wanted:
+                raise ModelDirectoryError(
+                    f"One of the versions {absent} of model {name}, which its policy names, must "
+                    f"be below '{base_path}', and none is"
+                )
             for number in absent:
                 logging.warning(
                     "Version %d of servable %s, which was requested to be served as a 'specific' "

@@ -437,3 +437,8 @@ def test_one_model_that_fails_at_the_start_ends_the_start(tmp_path):
 def test_nothing_to_serve_is_told_at_the_start(tmp_path):
     with pytest.raises(ModelDirectoryError, match="named by a number"), serving(tmp_path):
         pass
+    write_toy(tmp_path, 1)
+    absent = config(("toy", tmp_path, "model_version_policy { specific { versions: 7 } }"))
+    refused = pytest.raises(ModelDirectoryError, match=r"the versions \[7\] of model toy")
+    with refused, serving(config=absent):
+        pass
