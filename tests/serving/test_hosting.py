@@ -232,7 +232,7 @@ def test_without_monitoring_there_is_no_page(tmp_path):
 def test_a_stop_lets_running_requests_end_and_refuses_new_ones(tmp_path):
     write_toy(tmp_path / "toy")
     go = tmp_path / "go"
-    with serving(tmp_path / "toy", stop=False) as calls:
+    with serving(tmp_path / "toy", stop=False, rest_timeout_seconds=SECONDS) as calls:
         entered = entries(calls.server)
         wait = {"signature": "wait"}
         over_grpc = calls.prediction.Predict.future(
