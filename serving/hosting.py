@@ -1,8 +1,10 @@
 """The local server put together: models behind a gRPC and a REST port, and their orderly end."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import pathlib
+import socket
 import threading
 from typing import Any
 
@@ -63,6 +65,15 @@ class Settings:
     inter_op_threads: int = 0
 
 
+class _Health(health.HealthServicer):
+    """The health service, with the server's words for a name that it does not know."""
+
+    def Check(self, request, context):  # noqa: N802 - the service's name
+        if request.service not in HEALTH_NAMES:
+            context.abort(grpc.StatusCode.NOT_FOUND, "service name unknown")
+        return super().Check(request, context)
+
+
 class LocalServer:
     """A server that runs from `start` to `stop`.
 
@@ -80,7 +91,7 @@ class LocalServer:
         self._inference = Inference(
             self.models, self.metrics, settings.max_picture_pixels, settings.max_threads
         )
-        self._health = health.HealthServicer()
+        self._health = _Health()
         self._grpc = grpc.server(
             concurrent.futures.ThreadPoolExecutor(settings.max_threads + SPARE_THREADS),
             options=[
@@ -96,22 +107,23 @@ class LocalServer:
         self.rest_port = 0
 
     def start(self) -> None:
-        """Takes the ports, loads the models, and only then begins to answer.
+        """Takes the ports, loads the models, and only then begins to listen and to answer.
 
         Raises:
-          OSError: when a port cannot be had.
+          OSError: when a port cannot be had; a TCP port's is raised before models load.
           ModelDirectoryError: when a base path holds nothing to serve.
           ServingError: when a model cannot be loaded or labels are refused.
         """
         settings = self._settings
-        self.port = self._listen(f"{settings.address}:{settings.port}", "--port")
-        if settings.socket_path:
-            self._listen(f"unix:{settings.socket_path}", "--grpc_socket_path")
-        if settings.rest_port:
-            self._rest = self._listen_for_rest()
-            self.rest_port = self._rest.server_address[1]
         try:
-            self.models.start(settings.config)
+            with self._reserved_port():
+                if settings.rest_port:
+                    self._rest = self._bind_rest()
+                    self.rest_port = self._rest.server_address[1]
+                self.models.start(settings.config)
+            self.port = self._listen(f"{settings.address}:{settings.port}", "--port")
+            if settings.socket_path:
+                self._listen(f"unix:{settings.socket_path}", "--grpc_socket_path")
         except BaseException:
             self._give_up()
             raise
@@ -152,6 +164,19 @@ class LocalServer:
         if self._shared:
             self._shared.close()
 
+    @contextlib.contextmanager
+    def _reserved_port(self):
+        """Holds the gRPC port, on which gRPC itself would listen at once, without listening."""
+        address, port = self._settings.address, self._settings.port
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as holder:
+            # As gRPC has it: connections of a server that ended do not count.
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                holder.bind((address.strip("[]"), port))
+            except OSError as error:
+                raise _port_taken("--port", f"{address}:{port}") from error
+            yield
+
     def _listen(self, address, flag):
         ssl = self._settings.ssl
         try:
@@ -165,12 +190,9 @@ class LocalServer:
             return self._grpc.add_secure_port(address, credentials)
         except RuntimeError as error:
             keys = "" if ssl is None else ", with the key and certificate of --ssl_config_file"
-            raise OSError(
-                f"{flag} must be free on --address, and {address} cannot be had{keys}; stop what "
-                f"listens there or give another {flag}"
-            ) from error
+            raise _port_taken(flag, address, keys) from error
 
-    def _listen_for_rest(self):
+    def _bind_rest(self):
         settings = self._settings
         pages = {}
         if settings.monitoring_path:
@@ -180,10 +202,7 @@ class LocalServer:
             api = RestApi(self._inference, settings.rest_timeout_seconds)
             return RestServer(address, api, pages)
         except OSError as error:
-            raise OSError(
-                f"--rest_api_port must be free on --address, and {address[0]}:{address[1]} cannot "
-                "be had; stop what listens there or give another --rest_api_port"
-            ) from error
+            raise _port_taken("--rest_api_port", f"{address[0]}:{address[1]}") from error
 
     def _load(self, name: str, directory: pathlib.Path, version: int) -> Servable:
         """Loads and warms up a version."""
@@ -228,3 +247,10 @@ class LocalServer:
                 self.models.reload(configuration.read_models(self._settings.config_file))
             except (configuration.ConfigError, ServingError) as error:
                 logging.error("The list of models was not taken: %s", error)
+
+
+def _port_taken(flag, address, keys=""):
+    return OSError(
+        f"{flag} must be free on --address, and {address} cannot be had{keys}; stop what listens "
+        f"there or give another {flag}"
+    )

@@ -44,17 +44,27 @@ class Call:
     ended: threading.Event = dataclasses.field(default_factory=threading.Event)
 
 
+def given_spec(request):
+    """The request's model_spec.
+
+    Raises:
+      ServingError: INVALID_ARGUMENT where there is none.
+    """
+    if not request.HasField("model_spec"):
+        raise invalid("Missing ModelSpec")
+    return request.model_spec
+
+
 def checked_spec(request):
     """The request's model_spec, if it names a model.
 
     Raises:
       ServingError: INVALID_ARGUMENT.
     """
-    if not request.HasField("model_spec"):
-        raise invalid("Missing ModelSpec")
-    if not request.model_spec.name:
+    spec = given_spec(request)
+    if not spec.name:
         raise invalid("ModelSpec has no name specified.")
-    return request.model_spec
+    return spec
 
 
 class Inference:
@@ -147,8 +157,11 @@ class Inference:
         return response
 
     def status(self, request):
-        """Tells the states of a model's versions; a version label is ignored, as there."""
-        spec = checked_spec(request)
+        """Tells the states of a model's versions.
+
+        As there, a version label is ignored, and an empty name is that of an unknown model.
+        """
+        spec = given_spec(request)
         number = spec.version.value if spec.HasField("version") else None
         response = get_model_status_pb2.GetModelStatusResponse()
         for version, state, error in self.models.statuses(spec.name, number):

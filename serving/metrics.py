@@ -16,7 +16,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from serving.batching import BatchMetrics
 from serving.errors import ServingError
 
-CONTENT_TYPE = "text/plain"
 # Microseconds: 10 times powers of 1.8, 33 of them, to about 20 minutes.
 _LATENCIES = tuple(10 * 1.8**power for power in range(33))
 _QUEUING = tuple(100 * 1.2**power for power in range(52))

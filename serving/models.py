@@ -30,7 +30,7 @@ class LoadingOptions:
     """How versions are found and loaded; named as the server's flags.
 
     Attributes:
-      poll_seconds: between two looks at the base paths; 0 looks once, below 0 never.
+      poll_seconds: between two looks at the base paths; 0 looks once.
       max_num_load_retries: after a failure, not counting the first attempt.
       load_retry_interval_seconds: between two attempts.
       num_load_threads: versions that are loaded at once; 0 is 1.
@@ -91,7 +91,7 @@ class Models:
         life = self._lives.get(spec.name)
         available = life.available if life else []
         number = None
-        if spec.version_label and self._configs.get(spec.name) is not None:
+        if spec.version_label:
             number = self._labels.get(spec.name, {}).get(spec.version_label)
             if number is None:
                 raise invalid(f"Unrecognized servable version label: {spec.version_label}")
@@ -115,12 +115,12 @@ class Models:
         with self._changed:
             life = self._lives.get(name)
             history = dict(life.history) if life else {}
-        if not history:
-            raise not_found(f"Could not find any versions of model {name}")
         if number is not None:
             if number not in history:
                 raise not_found(f"Could not find version {number} of model {name}")
             history = {number: history[number]}
+        if not history:
+            raise not_found(f"Could not find any versions of model {name}")
         return [(one, *history[one]) for one in sorted(history, reverse=True)]
 
     def known(self, name: str) -> bool:
@@ -222,7 +222,7 @@ class Models:
         """Looks at the base paths, and begins to load and unload accordingly.
 
         Args:
-          complain: raises where a base path holds nothing, instead of logging it.
+          complain: raises where a base path holds nothing to serve, instead of logging it.
 
         Raises:
           ModelDirectoryError: if it is to complain.
@@ -234,11 +234,17 @@ class Models:
             except (ModelDirectoryError, OSError) as error:
                 if complain:
                     raise
-                logging.warning("%s", error)
                 if not base_path.is_dir():
+                    logging.error("model %s stays as it is: %s", name, error)
                     continue
+                logging.warning("model %s: %s", name, error)
                 found = {}
             wanted, absent = aspired_versions(found, model.model_version_policy)
+            if complain and not wanted:
+                raise ModelDirectoryError(
+                    f"One of the versions {absent} of model {name}, which its policy names, must "
+                    f"be below '{base_path}', and none is"
+                )
             for number in absent:
                 logging.warning(
                     "Version %d of servable %s, which was requested to be served as a 'specific' "

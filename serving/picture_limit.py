@@ -1,8 +1,9 @@
 """Refuses pictures that would be enormous once decoded, by their header and before decoding.
 
 A PNG of 140 KB can stand for 400 MB of pixels. The sizes are read where TensorFlow's decoders read
-them, so that nothing passes here and decodes larger there; what is no picture passes, and the
-decoder says so.
+them, so that nothing passes here and decodes larger there. JPEG XL and animated WebP do not pass:
+their headers do not tell how many frames follow, and `tf.io.decode_image` without `channels` can
+crash on the latter. What is no picture passes, and the decoder says so.
 """
 
 import struct
@@ -11,6 +12,8 @@ from collections.abc import Iterable
 from serving.errors import invalid
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_ANIMATED = 0x02  # Among the flags of an extended WebP.
+_JPEG_XL = (b"\xff\n", b"\0\0\0\x0cJXL \r\n\x87\n")
 # Start-of-frame markers: all of 0xC0 to 0xCF but for DHT, JPG and DAC.
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -25,13 +28,24 @@ def pixels(picture: bytes) -> int:
         return _gif(picture)
     if picture.startswith(b"BM"):
         return _area(picture, "<ii", 18)
-    if picture[:4] == b"RIFF" and picture[8:12] == b"WEBP":
+    if _is_webp(picture):
         return _webp(picture)
     return 0
 
 
+def has_unknown_size(picture: bytes) -> bool:
+    """Whether it is JPEG XL or animated WebP, whose header does not tell all of its pixels."""
+    if _is_webp(picture) and picture[12:16] == b"VP8X":
+        return bool(int.from_bytes(picture[20:21]) & _ANIMATED)
+    return picture.startswith(_JPEG_XL)
+
+
 def check_pixels(pictures: Iterable[bytes], limit: int) -> None:
-    """Refuses a request in which a picture has more than `limit` pixels; 0 is no limit.
+    """Refuses a request in which a picture has, or may have, more than `limit` pixels.
+
+    Args:
+      pictures: encoded; what is none passes.
+      limit: in pixels; 0 is no limit.
 
     Raises:
       ServingError: INVALID_ARGUMENT, naming the picture.
@@ -39,7 +53,14 @@ def check_pixels(pictures: Iterable[bytes], limit: int) -> None:
     if not limit:
         return
     for position, picture in enumerate(pictures):
-        found = pixels(picture) if isinstance(picture, bytes) else 0
+        if not isinstance(picture, bytes):
+            continue
+        if has_unknown_size(picture):
+            raise invalid(
+                "A picture must tell its size in its header (--max_picture_pixels), and picture "
+                f"{position} of the request is JPEG XL or an animated WebP; send a PNG or JPEG"
+            )
+        found = pixels(picture)
         if found > limit:
             raise invalid(
                 f"A picture must have at most {limit} pixels (--max_picture_pixels), and picture "
@@ -98,6 +119,10 @@ def _gif(data):
 
 def _colour_table(flags):
     return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _is_webp(data):
+    return data[:4] == b"RIFF" and data[8:12] == b"WEBP"
 
 
 def _webp(data):

@@ -23,7 +23,7 @@ from serving import rest_examples, rest_json
 from serving.errors import ServingError, invalid
 from serving.inference import METADATA_FIELD, Call, Inference
 from serving.servable import DEFAULT_SIGNATURE
-from serving.versions import INT64
+from serving.versions import parse_version
 
 MAX_BODY = 2**28
 IDLE_SECONDS = 60
@@ -138,9 +138,10 @@ def _named(request, found):
     spec = request.model_spec
     spec.name = urllib.parse.unquote(found["model"])
     if found["version"]:
-        if int(found["version"]) not in INT64:
+        number = parse_version(found["version"])
+        if number is None:
             raise invalid(f"Failed to convert version: {found['version']} to numeric.")
-        spec.version.value = int(found["version"])
+        spec.version.value = number
     elif found["label"]:
         spec.version_label = urllib.parse.unquote(found["label"])
     return request
@@ -156,7 +157,7 @@ class RestServer(http.server.ThreadingHTTPServer):
     """Serves a `RestApi`, and the metrics page.
 
     Args:
-      address: (host, port) to listen on.
+      address: (host, port), which is taken at once and listened on from `start`.
       api: what answers.
       pages: bytes to serve by path, made anew by a call for each request.
 
@@ -176,11 +177,17 @@ class RestServer(http.server.ThreadingHTTPServer):
         self.stopping = False
         self.idle: set[socket.socket] = set()
         self.lock = threading.Lock()
-        super().__init__(address, _Handler)
+        super().__init__(address, _Handler, bind_and_activate=False)
+        try:
+            self.server_bind()
+        except OSError:
+            self.server_close()
+            raise
         self._thread = threading.Thread(target=self.serve_forever, name="rest", daemon=True)
 
     def start(self) -> None:
-        """Begins to answer."""
+        """Begins to listen and to answer."""
+        self.server_activate()
         self._thread.start()
 
     def stop(self) -> None:

@@ -2,8 +2,7 @@
 
 from serving.errors import invalid
 from serving.rest_json import decode_base64, dump, is_base64, kind, show, signature_name
-
-_INT64 = range(-(2**63), 2**63)
+from serving.versions import INT64
 
 
 def fill_request(document, request) -> None:
@@ -66,7 +65,7 @@ def _add(value, name, feature):
         value = value.encode() if isinstance(value, str) else decode_base64(value)
     elif isinstance(value, int):
         field = "int64_list"
-        if int(value) not in _INT64:
+        if int(value) not in INT64:
             raise invalid(f"Feature: {name} has uint64 element. Only int64 is supported.")
     elif isinstance(value, float):
         field = "float_list"

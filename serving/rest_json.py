@@ -6,6 +6,7 @@ Codes and words of errors are the server's; so is what a value may be for a tens
 import base64
 import binascii
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ _INTEGERS: dict[Any, Any] = {
 """What an integer must fit into; like the server, an 8-bit tensor takes 32 bits and cuts them."""
 _FLOATS = {tf.float32: 2**24 - 1, tf.float64: 2**53 - 1}
 """The largest whole number that is taken for a float without loss."""
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+"""Half a character beyond the 65,536th, which is text only beside its other half."""
 _TYPES = {type(None): "Null", dict: "Object", list: "Array", str: "String", bool: "True"}
 
 
@@ -40,13 +43,18 @@ def parse(body: bytes) -> dict[str, Any]:
     if not body:
         raise invalid("JSON Parse error: The document is empty")
     try:
-        document = json.loads(body)
+        text = body.decode()
+        document = json.loads(text)
+        if _SURROGATE.search(text):
+            json.dumps(document, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise invalid(f"JSON Parse error: Invalid value. at offset: {error.pos}") from error
     except UnicodeDecodeError as error:
         raise invalid(
             f"JSON Parse error: Invalid encoding in string. at offset: {error.start}"
         ) from error
+    except UnicodeEncodeError as error:
+        raise invalid("JSON Parse error: The surrogate pair in string is invalid.") from error
     except (RecursionError, ValueError) as error:
         raise invalid("JSON Parse error: Terminate parsing due to Handler error.") from error
     if not isinstance(document, dict):
@@ -283,7 +291,7 @@ def _element(value, dtype):
     if dtype == tf.string and isinstance(value, dict):
         return decode_base64(value)
     if dtype == tf.string and isinstance(value, str):
-        return value.encode("utf-8", "surrogatepass")
+        return value.encode()
     if dtype == tf.bool and isinstance(value, bool):
         return value
     if dtype in _FLOATS and number:
@@ -352,8 +360,7 @@ def _to_lists(name, array):
         return _nest([float(text) for text in array.ravel().astype("U32")], array.shape)
     if array.dtype.kind in "iub" or array.dtype == np.float64:
         return array.tolist()
-    dtype = {"float16": "half"}.get(array.dtype.name, array.dtype.name)
-    raise invalid(f"Failed to write JSON value for tensor type: {dtype}")
+    raise invalid(f"Failed to write JSON value for tensor type: {_name(array.dtype)}")
 
 
 def _text(value, as_bytes):

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.core.framework import tensor_pb2
-from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from serving.batching import BatchScheduler
 from serving.errors import ServingError, failed_precondition, invalid, not_found
@@ -18,6 +18,7 @@ from serving.versions import ModelDirectoryError
 DEFAULT_SIGNATURE = "serving_default"
 TAGS = ["serve"]
 GRAPH = "saved_model.pb"
+INDEX = "variables/variables.index"
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -32,7 +33,7 @@ class LoadError(ModelDirectoryError):
         self.status = status
 
 
-def _read_saved_model(directory: pathlib.Path) -> saved_model_pb2.SavedModel:
+def _read_meta_graph(directory: pathlib.Path) -> meta_graph_pb2.MetaGraphDef:
     path = directory / GRAPH
     if directory.exists() and not directory.is_dir():
         raise failed_precondition(f"{path}; Not a directory")
@@ -48,15 +49,16 @@ def _read_saved_model(directory: pathlib.Path) -> saved_model_pb2.SavedModel:
         raise ServingError(
             grpc.StatusCode.DATA_LOSS, f"Can't parse {path} as binary proto"
         ) from error
-    if not any(list(graph.meta_info_def.tags) == TAGS for graph in saved_model.meta_graphs):
-        raise not_found(
-            "Could not find meta graph def matching supplied tags: { serve }. To inspect available "
-            "tag-sets in the SavedModel, please use the SavedModel CLI: `saved_model_cli`"
-        )
-    return saved_model
+    for meta_graph in saved_model.meta_graphs:
+        if list(meta_graph.meta_info_def.tags) == TAGS:
+            return meta_graph
+    raise not_found(
+        "Could not find meta graph def matching supplied tags: { serve }. To inspect available "
+        "tag-sets in the SavedModel, please use the SavedModel CLI: `saved_model_cli`"
+    )
 
 
-def _feeds(saved_model) -> dict[str, tf.Tensor]:
+def _feeds(meta_graph) -> dict[str, tf.Tensor]:
     """A placeholder without a shape for every input tensor of a signature, by that one's name.
 
     A session compares what it is fed with the placeholder's shape; the real server leaves that to
@@ -64,8 +66,6 @@ def _feeds(saved_model) -> dict[str, tf.Tensor]:
     """
     return {
         info.name: tf.compat.v1.placeholder(info.dtype, name="fed_by_request")
-        for meta_graph in saved_model.meta_graphs
-        if list(meta_graph.meta_info_def.tags) == TAGS
         for signature in meta_graph.signature_def.values()
         for info in signature.inputs.values()
     }
@@ -76,6 +76,9 @@ def _status(error: Exception) -> ServingError:
     kernels = error.__context__
     original = kernels if isinstance(kernels, tf.errors.OpError) else error
     if isinstance(original, tf.errors.OpError):
+        if "Could not find callback with key=pyfunc" in original.message:
+            # Python's own kernel, which the real server does not have.
+            return invalid("No OpKernel was registered to support Op 'EagerPyFunc'")
         return ServingError(CODES[original.error_code], original.message)
     return ServingError(grpc.StatusCode.UNKNOWN, f"{type(error).__name__}: {error}")
 
@@ -110,12 +113,16 @@ class Servable:
         self._owns_scheduler = owns_scheduler
         self._session = tf.compat.v1.Session(graph=tf.Graph(), config=session_config)
         try:
-            saved_model = _read_saved_model(directory)
+            meta_graph = _read_meta_graph(directory)
             with self._session.graph.as_default():
-                self._feeds = _feeds(saved_model)
-                meta_graph = tf.compat.v1.saved_model.load(
-                    self._session, TAGS, str(directory), input_map=self._feeds
-                )
+                self._feeds = _feeds(meta_graph)
+                if meta_graph.HasField("saver_def") and not (directory / INDEX).exists():
+                    # As there: nothing is restored, and what reads a variable fails when asked.
+                    tf.compat.v1.train.import_meta_graph(meta_graph, input_map=self._feeds)
+                else:
+                    tf.compat.v1.saved_model.load(
+                        self._session, TAGS, str(directory), input_map=self._feeds
+                    )
         except ServingError as error:
             self._session.close()
             raise LoadError(directory, version, error) from error
@@ -242,8 +249,8 @@ class Servable:
         try:
             if not _is_complete(proto):
                 raise ValueError("Its shape is open, or too large for what it holds")
-            array = tf.make_ndarray(proto)
-        except (TypeError, ValueError, KeyError) as error:
+            array = _to_array(proto)
+        except (TypeError, ValueError, KeyError, tf.errors.OpError) as error:
             raise invalid(f"tensor parsing error: {alias}") from error
         if proto.dtype != dtype:
             wanted, given = (tf.as_dtype(number).name for number in (dtype, proto.dtype))
@@ -270,6 +277,8 @@ class Servable:
 
 MAX_FILLED_BYTES = 2**28
 """Of a tensor whose last value stands for all further ones, which 50 bytes may ask for."""
+STRING_BYTES = 64
+"""What a string takes besides its characters, here and in TensorFlow together."""
 
 
 def _is_complete(proto) -> bool:
@@ -277,12 +286,24 @@ def _is_complete(proto) -> bool:
     sizes = [dim.size for dim in proto.tensor_shape.dim]
     if proto.tensor_shape.unknown_rank or any(size < 0 for size in sizes):
         return False
-    whole = math.prod(sizes) * max(tf.as_dtype(proto.dtype).size or 0, 1)
-    return whole <= max(MAX_FILLED_BYTES, 2 * proto.ByteSize())
+    elements, dtype = math.prod(sizes), tf.as_dtype(proto.dtype)
+    if dtype == tf.string:
+        given = proto.string_val
+        last = len(given[-1]) if given else 0
+        return (elements - len(given)) * (STRING_BYTES + last) <= MAX_FILLED_BYTES
+    return elements * max(dtype.size or 0, 1) <= max(MAX_FILLED_BYTES, 2 * proto.ByteSize())
+
+
+def _to_array(proto):
+    try:
+        return tf.make_ndarray(proto)
+    except OverflowError:
+        # An integer that its type cannot hold: TensorFlow's C++ parser cuts it, NumPy refuses it.
+        return tf.io.parse_tensor(proto.SerializeToString(), proto.dtype).numpy()
 
 
 # TensorFlow's C++ names of the types that differ from the Python ones.
-CPP_NAMES = {"float32": "float", "float64": "double"}
+CPP_NAMES = {"float16": "half", "float32": "float", "float64": "double"}
 
 _TYPED_FIELDS = {
     tf.float32: "float_val",

@@ -1,7 +1,8 @@
 """A local model server: python -m serving.server --model_name=gaternet --model_base_path=DIR
 
-Speaks TensorFlow Serving's gRPC and REST protocols, with its flags, configuration files, codes and
-words, for development and tests. Production is TensorFlow Serving itself; docs/serving.md says why.
+Speaks TensorFlow Serving's gRPC and REST protocols, with its configuration files, codes and words,
+for development and tests; flags that it has too mean the same. Production is TensorFlow Serving
+itself. docs/serving.md says why, and what differs.
 """
 
 import os
@@ -16,6 +17,7 @@ from serving.errors import ServingError
 from serving.versions import ModelDirectoryError
 
 FLAGS = flags.FLAGS
+ENDS = {signal.SIGTERM, signal.SIGINT}
 CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 flags.DEFINE_integer("port", 8500, "TCP port of the gRPC interface; 0 takes a free one.", 0, 65535)
@@ -35,20 +37,28 @@ flags.DEFINE_string(
     "Directory with numbered versions; the newest is served. This or --model_config_file.",
 )
 flags.DEFINE_string(
-    "model_config_file", "", "Text proto ModelServerConfig: several models, policies, labels."
+    "model_config_file",
+    "",
+    "Text proto ModelServerConfig: several models, policies, labels. With it, --model_name and "
+    "--model_base_path are ignored.",
 )
 flags.DEFINE_integer(
     "model_config_file_poll_wait_seconds", 0, "Seconds between two readings of it; 0 reads once.", 0
 )
 flags.DEFINE_float(
-    "file_system_poll_wait_seconds", 1, "Seconds between two looks for versions; 0 looks once."
+    "file_system_poll_wait_seconds", 1, "Seconds between two looks for versions; 0 looks once.", 0
 )
 flags.DEFINE_boolean(
     "allow_version_labels_for_unavailable_models",
     False,
     "Whether new labels may name versions that are not available yet.",
 )
-flags.DEFINE_integer("max_num_load_retries", 5, "Attempts to load a version after the first.", 0)
+flags.DEFINE_integer(
+    "max_num_load_retries",
+    5,
+    "Attempts to load a version after the first; at the start there is only one.",
+    0,
+)
 flags.DEFINE_integer(
     "load_retry_interval_micros", 60_000_000, "Microseconds between two attempts.", 0
 )
@@ -89,10 +99,8 @@ def settings_from_flags():
     Raises:
       ConfigError: when flags contradict each other, or a file cannot be used.
     """
-    if bool(FLAGS.model_base_path) == bool(FLAGS.model_config_file):
-        raise config.ConfigError(
-            "Exactly one of --model_base_path and --model_config_file is required"
-        )
+    if not FLAGS.model_base_path and not FLAGS.model_config_file:
+        raise config.ConfigError("--model_base_path or --model_config_file is required")
     if FLAGS.port and FLAGS.port == FLAGS.rest_api_port:
         raise config.ConfigError(
             f"--rest_api_port cannot be same as --port, and both are {FLAGS.port}"
@@ -162,20 +170,35 @@ def start_up_line(server) -> str:
     )
 
 
+def _wait_for_end(started, ended):
+    """Sets `ended` at the first of `ENDS`; before `started`, nobody waits for an orderly end."""
+    number = signal.sigwait(ENDS)
+    if not started.is_set():
+        os._exit(128 + number)
+    ended.set()
+
+
 def main(argv):
     """Serves until SIGTERM or SIGINT; returns the exit status."""
     if len(argv) > 1:
         raise app.UsageError(f"serving.server takes flags only, got '{argv[1]}'")
+    started, ended = threading.Event(), threading.Event()
     # Kept back before there are other threads, and taken by sigwait: a handler runs in this thread
     # only, while the signal may come to another one and leave this one asleep.
-    ends = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
+    threading.Thread(target=_wait_for_end, args=[started, ended], daemon=True).start()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.set_verbosity(logging.ERROR)
+    # absl's own default, once it has read the flags, is INFO.
+    if not FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
     try:
         settings = settings_from_flags()
+        import tensorflow as tf
+
         from serving.hosting import LocalServer
 
+        # It warns of its own functions' age.
+        tf.get_logger().setLevel("ERROR")
         server = LocalServer(settings)
         server.start()
     except (config.ConfigError, ModelDirectoryError, OSError) as error:
@@ -184,8 +207,9 @@ def main(argv):
     except ServingError as error:
         print(f"serving.server: error: Failed to start server. Error: {error}", file=sys.stderr)
         return 1
+    started.set()
     print(start_up_line(server), flush=True)
-    signal.sigwait(ends)
+    ended.wait()
     stopping = threading.Thread(target=server.stop, args=[FLAGS.grace_period_seconds], daemon=True)
     stopping.start()
     stopping.join(FLAGS.grace_period_seconds + 1)

@@ -3,7 +3,10 @@
 import pathlib
 import re
 
-NUMBER = re.compile(r"\s*[+-]?[0-9]+\s*", re.ASCII)
+from absl import logging
+
+# As many digits as an int64 may have: Python refuses to convert thousands of them.
+NUMBER = re.compile(r"\s*([+-]?)0*([0-9]{1,19})\s*", re.ASCII)
 INT64 = range(-(2**63), 2**63)
 
 
@@ -17,34 +20,46 @@ def parse_version(name: str) -> int | None:
     `00000005`, `+8` and `-3` are numbers; `1.5`, `tmp-1`, `.staging` and what an int64 cannot hold
     are not.
     """
-    if not NUMBER.fullmatch(name):
+    found = NUMBER.fullmatch(name)
+    if not found:
         return None
-    number = int(name)
+    number = int(found[1] + found[2])
     return number if number in INT64 else None
 
 
 def find_versions(base_path: pathlib.Path) -> dict[int, pathlib.Path]:
     """The versions below a base path by number, in order of their names; any kind of file counts.
 
+    Of two names with one number the last one counts.
+
     Raises:
       ModelDirectoryError: when there is no such directory, or no version in it.
     """
     if not base_path.is_dir():
         raise ModelDirectoryError(
-            f"--model_base_path must be a directory with a version such as {base_path}/1 in it, "
+            f"A model's base path must be a directory with a version such as {base_path}/1 in it, "
             f"and there is no directory '{base_path}'"
         )
-    versions = {}
+    versions: dict[int, pathlib.Path] = {}
     for child in sorted(base_path.iterdir()):
         number = parse_version(child.name)
-        if number is not None:
-            versions[number] = child
+        if number is None:
+            continue
+        if number in versions:
+            logging.warning(
+                "Duplicate version directories detected. Version %d will be loaded from %s, %s "
+                "will be ignored.",
+                number,
+                child,
+                versions[number],
+            )
+        versions[number] = child
     if not versions:
         hint = ""
         if (base_path / "saved_model.pb").exists():
             hint = f"; it is a version itself, so give the directory above it: {base_path.parent}"
         raise ModelDirectoryError(
-            f"--model_base_path must have a directory below it that is named by a number, and "
+            "A model's base path must have a directory below it that is named by a number, and "
             f"'{base_path}' has none{hint}"
         )
     return versions

@@ -63,6 +63,12 @@ def answer(calls, inputs, **spec):
             "Expects arg[0] to be float but double is provided",
         ),
         (
+            {"x": X.astype(np.float16)},
+            {},
+            "INVALID_ARGUMENT",
+            "Expects arg[0] to be float but half is provided",
+        ),
+        (
             {"tag": [1], "x": X},
             {"signature": "tagged"},
             "INVALID_ARGUMENT",
@@ -196,10 +202,8 @@ def test_health_is_of_the_server_and_not_of_models(base_path):
         for name in ("", "ModelService", "PredictionService"):
             answer = check(health_pb2.HealthCheckRequest(service=name), timeout=30)
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
-        code, _ = error_of(
-            check, health_pb2.HealthCheckRequest(service="tensorflow.serving.PredictionService")
-        )
-        assert code == "NOT_FOUND"
+        unknown = health_pb2.HealthCheckRequest(service="tensorflow.serving.PredictionService")
+        assert error_of(check, unknown) == ("NOT_FOUND", "service name unknown")
 
 
 def test_many_callers_at_once_get_their_own_answers(calls):

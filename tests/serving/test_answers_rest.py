@@ -39,6 +39,16 @@ RIGHT = {
             ]
         },
     ),
+    "escaped_pair": (
+        TAGGED | {"inputs": {"x": [[1, 2]], "tag": ["\U0001f600"]}},
+        {
+            "outputs": {
+                "tag": ["\U0001f600"],
+                "tag_bytes": [b64("\U0001f600".encode())],
+                "total": [3.0],
+            }
+        },
+    ),
     "several_columns": (
         TAGGED | {"inputs": {"x": [[1, 2]], "tag": ["a"]}},
         {"outputs": {"tag": ["a"], "tag_bytes": [b64(b"a")], "total": [3.0]}},
@@ -74,6 +84,7 @@ def test_numbers_that_are_none_are_bare_tokens(calls):
     assert others == [math.inf, -math.inf]
 
 
+HALF_A_PAIR = "JSON Parse error: The surrogate pair in string is invalid."
 WRONG = {
     "unknown_model": ("nope:predict", {"inputs": [[1]]}, 404, "Latest(nope)"),
     "unknown_version": (
@@ -87,6 +98,18 @@ WRONG = {
         {"inputs": [[1]]},
         400,
         "Unrecognized servable version label: stable",
+    ),
+    "unknown_model_and_label": (
+        "nope/labels/stable:predict",
+        {"inputs": [[1]]},
+        400,
+        "Unrecognized servable version label: stable",
+    ),
+    "endless_version": (
+        f"toy/versions/{'9' * 5000}:predict",
+        {"inputs": [[1]]},
+        400,
+        f"Failed to convert version: {'9' * 5000} to numeric.",
     ),
     "unknown_signature": (
         "toy:predict",
@@ -139,6 +162,31 @@ WRONG = {
         "Type: Number is not of expected type: int64",
     ),
     "no_json": ("toy:predict", "{", 400, "JSON Parse error: Invalid value. at offset: 1"),
+    "half_a_pair_in_a_value": (
+        "toy:predict",
+        {"signature_name": "\ud800", "inputs": [[1]]},
+        400,
+        HALF_A_PAIR,
+    ),
+    "half_a_pair_in_a_key": ("toy:predict", {"instances": [{"\ud800": 1}]}, 400, HALF_A_PAIR),
+    "half_a_pair_in_an_example": (
+        "toy:classify",
+        {"signature_name": "classify", "examples": [{"v": "\udc00"}]},
+        400,
+        HALF_A_PAIR,
+    ),
+    "half_a_pair_in_a_feature": (
+        "toy:classify",
+        {"signature_name": "classify", "examples": [{"\udc00": 1.0}]},
+        400,
+        HALF_A_PAIR,
+    ),
+    "half_a_pair_as_bytes": (
+        "toy:predict",
+        b'{"signature_name": "\xed\xa0\x80", "inputs": [[1]]}',
+        400,
+        "JSON Parse error: Invalid encoding in string. at offset: 20",
+    ),
     "empty_body": ("toy:predict", "", 400, "JSON Parse error: The document is empty"),
     "no_object": ("toy:predict", "[]", 400, "Is not object"),
     "deep_json": ("toy:predict", "[" * 100_000, 400, "JSON Parse error"),

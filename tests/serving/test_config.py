@@ -161,6 +161,9 @@ def test_one_model_by_flags_is_a_list_of_one():
         ("-3", -3),
         ("9223372036854775807", 2**63 - 1),
         ("9223372036854775808", None),
+        ("0" * 5000 + "7", 7),
+        ("9" * 5000, None),
+        ("0", 0),
         ("1.5", None),
         ("tmp-1", None),
         (".staging", None),
@@ -182,11 +185,21 @@ def test_files_and_links_count_as_versions(tmp_path):
     assert set(find_versions(tmp_path)) == {1, 2, 9}
 
 
+def test_of_two_names_for_one_number_the_last_counts_with_a_warning(tmp_path, caplog):
+    for name in ("07", "7"):
+        (tmp_path / name).mkdir()
+    assert find_versions(tmp_path) == {7: tmp_path / "7"}
+    assert caplog.messages == [
+        f"Duplicate version directories detected. Version 7 will be loaded from {tmp_path / '7'}, "
+        f"{tmp_path / '07'} will be ignored."
+    ]
+
+
 def test_flags_that_contradict_each_other_are_refused(tmp_path, write):
     file = write("")
     base = f"--model_base_path={tmp_path}"
     for flags, words in [
-        ([base, f"--model_config_file={file}"], "Exactly one of --model_base_path and"),
+        ([base, "--file_system_poll_wait_seconds=-1"], "--file_system_poll_wait_seconds"),
         ([base, "--port=8501", "--rest_api_port=8501"], "--rest_api_port cannot be same as --port"),
         ([base, f"--batching_parameters_file={file}"], "requires --enable_batching"),
         ([base, f"--ssl_config_file={file}"], "must have PEM text as server_key"),

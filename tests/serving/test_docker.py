@@ -13,6 +13,7 @@ from local_servers import error_of, serving
 from tensorflow_serving.config import model_server_config_pb2
 from toy_models import predict_request, write_toy
 
+from export.warmup import BATCH_SIZES
 from serving import config
 
 yaml = pytest.importorskip("yaml")
@@ -68,6 +69,8 @@ def test_canary_labels_are_of_versions_that_are_served():
 def test_batching_and_monitoring_parse():
     batching = config.read_batching(str(DOCKER / "batching.config"))
     assert (batching.max_batch_size, batching.threads) == (32, 2)
+    # Warm-up records are batched like requests.
+    assert batching.max_batch_size >= max(BATCH_SIZES)
     assert config.read_monitoring(str(DOCKER / "monitoring.config")) == config.PROMETHEUS_PATH
 
 

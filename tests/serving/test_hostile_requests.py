@@ -16,7 +16,7 @@ from tensorflow_serving.apis import classification_pb2
 from toy_models import predict_request, write_toy
 
 from serving.config import Batching
-from serving.picture_limit import pixels
+from serving.picture_limit import has_unknown_size, pixels
 
 LIMIT = 100_000
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
@@ -133,6 +133,35 @@ def test_the_limit_is_inclusive_and_zero_is_none(base_path):
         assert error_of(calls.prediction.Predict, picture) == refused(0, 24 * 17, 24 * 17 - 1)
 
 
+JPEG_XL = b"\xff\n" + bytes(20)
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [JPEG_XL, b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(20), encoded("WEBP", frames=3)],
+    ids=["JPEG XL", "JPEG XL in boxes", "animated WebP"],
+)
+def test_a_picture_whose_header_does_not_tell_its_size_is_refused(base_path, picture):
+    request = predict_request({"image_bytes": [encoded("PNG"), picture]}, signature="image_bytes")
+    with serving(base_path, max_picture_pixels=LIMIT) as calls:
+        assert error_of(calls.prediction.Predict, request) == (
+            "INVALID_ARGUMENT",
+            "A picture must tell its size in its header (--max_picture_pixels), and picture 1 of "
+            "the request is JPEG XL or an animated WebP; send a PNG or JPEG",
+        )
+
+
+def test_without_a_limit_the_decoder_judges(base_path):
+    request = predict_request({"image_bytes": [JPEG_XL]}, signature="image_bytes")
+    with serving(base_path, max_picture_pixels=0) as calls:
+        assert "Failed to decode JXL" in error_of(calls.prediction.Predict, request)[1]
+
+
+def test_other_pictures_tell_their_size():
+    for picture in (*map(encoded, FORMATS), encoded("WEBP", exif=b"Exif\0\0"), b"", b"\xff"):
+        assert not has_unknown_size(picture)
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("size", [(1, 1), (24, 17), (300, 2)])
 def test_pixels_are_read_from_the_header(kind, size):
@@ -163,6 +192,12 @@ def tensor(*sizes, dtype=tf.float32.as_datatype_enum, values=(1, 2)):
     return proto
 
 
+def strings(size, value):
+    proto = tensor_pb2.TensorProto(dtype=tf.string.as_datatype_enum, string_val=[value])
+    proto.tensor_shape.dim.add(size=size)
+    return proto
+
+
 NO_SHAPE = tensor()
 NO_SHAPE.tensor_shape.unknown_rank = True
 
@@ -173,6 +208,8 @@ NO_SHAPE.tensor_shape.unknown_rank = True
         # The last value stands for all further ones, of which there would be terabytes.
         tensor(2**20, 2**20),
         tensor(2**62, 2**62),
+        strings(2**28, b"x"),
+        strings(2**20, bytes(1000)),
         tensor(1, -1),
         tensor(1, 1),
         tensor(1, 2, dtype=99),
@@ -192,6 +229,21 @@ def test_a_last_value_stands_for_further_ones(base_path):
         request = predict_request({"x": tensor(2, 3)})
         answer = calls.prediction.Predict(request, timeout=60)
         assert tf.make_ndarray(answer.outputs["y"]).tolist() == [[3, 5, 5], [5, 5, 5]]
+        request = predict_request(
+            {"x": np.ones((3, 2), np.float32), "tag": strings(3, b"a")}, signature="tagged"
+        )
+        answer = calls.prediction.Predict(request, timeout=60)
+        assert tf.make_ndarray(answer.outputs["tag"]).tolist() == [b"a"] * 3
+
+
+def test_integers_are_cut_to_their_type(base_path):
+    proto = tensor_pb2.TensorProto(dtype=tf.uint8.as_datatype_enum, int_val=[-1, 300])
+    for size in (1, 2):
+        proto.tensor_shape.dim.add(size=size)
+    with serving(base_path) as calls:
+        request = predict_request({"gates": proto}, signature="gates")
+        answer = calls.prediction.Predict(request, timeout=60)
+        assert tf.make_ndarray(answer.outputs["gates"]).tolist() == [[255, 44]]
 
 
 def test_mutated_messages_over_grpc(base_path):

@@ -1,9 +1,11 @@
 """Warm-up, metrics and the orderly end of the local server."""
 
 import concurrent.futures
+import errno
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 
@@ -21,8 +23,9 @@ from tensorflow_serving.apis import (
 )
 from toy_models import predict_request, warm_up_log, write_toy, write_warm_up
 
-from serving.config import Batching
+from serving.config import Batching, single_model
 from serving.errors import ServingError
+from serving.hosting import LocalServer, Settings
 from serving.models import LoadingOptions
 from serving.warmup import PLACE
 
@@ -190,6 +193,36 @@ def test_metrics(tmp_path):
     assert found[':gaternet:serving:gate_rate{model_name="toy",version="1"}'] == 3 / 8
 
 
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return taken.getsockname()[1]
+
+
+def knock(port):
+    with socket.socket() as caller:
+        return caller.connect_ex(("127.0.0.1", port))
+
+
+def test_ports_open_when_the_models_are_loaded(tmp_path):
+    write_toy(tmp_path)
+    ports = free_port(), free_port()
+    config = single_model("toy", str(tmp_path))
+    server = LocalServer(Settings(config, port=ports[0], rest_port=ports[1]))
+    load, found = server.models._load, []
+
+    def knock_and_load(*version):
+        found.extend(map(knock, ports))
+        return load(*version)
+
+    server.models._load = knock_and_load
+    server.start()
+    try:
+        assert found == [errno.ECONNREFUSED] * 2
+        assert list(map(knock, ports)) == [0, 0]
+    finally:
+        server.stop(SECONDS)
+
+
 def test_without_monitoring_there_is_no_page(tmp_path):
     write_toy(tmp_path)
     with serving(tmp_path) as calls:
@@ -199,7 +232,7 @@ def test_without_monitoring_there_is_no_page(tmp_path):
 def test_a_stop_lets_running_requests_end_and_refuses_new_ones(tmp_path):
     write_toy(tmp_path / "toy")
     go = tmp_path / "go"
-    with serving(tmp_path / "toy", stop=False) as calls:
+    with serving(tmp_path / "toy", stop=False, rest_timeout_seconds=SECONDS) as calls:
         entered = entries(calls.server)
         wait = {"signature": "wait"}
         over_grpc = calls.prediction.Predict.future(

@@ -1,6 +1,7 @@
 """Versions come, fail and go while requests run, as on TensorFlow Serving."""
 
 import contextlib
+import re
 import shutil
 import threading
 
@@ -12,7 +13,7 @@ from google.protobuf import text_format
 from local_servers import entries, error_of, serving
 from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2
 from tensorflow_serving.config import model_server_config_pb2
-from toy_models import predict_request, warm_up_log, write_toy
+from toy_models import predict_request, warm_up_log, write_toy, write_warm_up
 
 from serving.config import Batching
 from serving.errors import ServingError
@@ -205,6 +206,60 @@ def test_what_cannot_be_served_ends_with_the_servers_code(tmp_path, make, code, 
         assert ask(calls) == 1
 
 
+class Odd(tf.Module):
+    """What loads in TensorFlow Serving, whatever becomes of the requests."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = tf.Variable(2.0)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 1], tf.float32, name="x")])
+    def scaled(self, x):
+        return {"y": x * self.factor}
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 1], tf.float32, name="x")])
+    def python(self, x):
+        return {"y": tf.py_function(lambda value: value, [x], tf.float32)}
+
+
+@pytest.fixture
+def odd(tmp_path):
+    """The base path of a version 1 whose Python function belongs to another process."""
+    module = Odd()
+    signatures = {"serving_default": module.scaled, "python": module.python}
+    tf.saved_model.save(module, str(tmp_path / "1"), signatures=signatures)
+    graph = tmp_path / "1" / "saved_model.pb"
+    graph.write_bytes(re.sub(rb"pyfunc_\d", b"pyfunc_x", graph.read_bytes()))
+    return tmp_path
+
+
+def test_a_python_function_is_not_there(odd):
+    with serving(odd, loading=BY_HAND) as calls:
+        assert error_of(
+            calls.prediction.Predict, predict_request({"x": X}, signature="python")
+        ) == (
+            "INVALID_ARGUMENT",
+            "No OpKernel was registered to support Op 'EagerPyFunc'",
+        )
+        answer = calls.prediction.Predict(predict_request({"x": X + 1}), timeout=SECONDS)
+        assert tf.make_ndarray(answer.outputs["y"]).tolist() == [[2]]
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_without_variables_a_version_loads_and_its_requests_fail(odd, empty):
+    shutil.rmtree(odd / "1" / "variables")
+    if empty:
+        (odd / "1" / "variables").mkdir()
+    with serving(odd, loading=BY_HAND) as calls:
+        code, text = error_of(calls.prediction.Predict, predict_request({"x": X}))
+        assert code == "FAILED_PRECONDITION"
+        assert text.startswith("Could not find variable ")
+    write_warm_up(odd / "1", [warm_up_log({"x": X})])
+    refused = pytest.raises(ServingError, match="FAILED_PRECONDITION: Could not find variable ")
+    with refused, serving(odd, loading=BY_HAND):
+        pass
+
+
 def test_a_load_is_tried_again(tmp_path):
     write_toy(tmp_path, 1)
     loading = LoadingOptions(
@@ -381,4 +436,9 @@ def test_one_model_that_fails_at_the_start_ends_the_start(tmp_path):
 
 def test_nothing_to_serve_is_told_at_the_start(tmp_path):
     with pytest.raises(ModelDirectoryError, match="named by a number"), serving(tmp_path):
+        pass
+    write_toy(tmp_path, 1)
+    absent = config(("toy", tmp_path, "model_version_policy { specific { versions: 7 } }"))
+    refused = pytest.raises(ModelDirectoryError, match=r"the versions \[7\] of model toy")
+    with refused, serving(config=absent):
         pass

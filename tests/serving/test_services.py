@@ -169,6 +169,11 @@ WRONG_PREDICTS = {
         "INVALID_ARGUMENT",
         "Unrecognized servable version label: stable",
     ),
+    "unknown_model_and_label": (
+        lambda images: predict_request({"images": images}, name="nope", label="stable"),
+        "INVALID_ARGUMENT",
+        "Unrecognized servable version label: stable",
+    ),
     "unknown_signature": (
         lambda images: predict_request({"images": images}, signature="zzz"),
         "FAILED_PRECONDITION",
@@ -228,11 +233,12 @@ def test_a_wrong_predict_gets_the_servers_code_and_words(prediction, images, nam
     assert_refused(prediction.Predict, make(images), code, text)
 
 
-def test_no_model_spec_is_told(prediction):
+def test_no_model_spec_is_told(prediction, status):
     for call, request in [
         (prediction.Predict, predict_pb2.PredictRequest()),
         (prediction.Classify, classification_pb2.ClassificationRequest()),
         (prediction.GetModelMetadata, get_model_metadata_pb2.GetModelMetadataRequest()),
+        (status.GetModelStatus, get_model_status_pb2.GetModelStatusRequest()),
     ]:
         assert_refused(call, request, "INVALID_ARGUMENT", "Missing ModelSpec")
 
@@ -343,7 +349,9 @@ def test_status_is_available_and_ignores_a_label(status, spec):
     ("spec", "text"),
     [
         ({"name": "nope"}, "Could not find any versions of model nope"),
+        ({"name": ""}, "Could not find any versions of model "),
         ({"version": 99}, "Could not find version 99 of model gaternet"),
+        ({"name": "nope", "version": 3}, "Could not find version 3 of model nope"),
     ],
 )
 def test_status_of_the_unknown_is_not_found(status, spec, text):
