@@ -212,8 +212,8 @@ class Rules:
     def _pieces(self, entries: Iterable) -> Iterator[tuple[list, bool]]:
         """Cuts entries into as many as may be sent at once, each time with whether it is the last.
 
-        No piece has too many bytes, unless a single picture has. An entry is asked for when there
-        is room for it, so that no more are held.
+        No piece has too many bytes, unless a single picture has. Of `entries` only one more is read
+        before a piece is given: the one that has no room in it.
         """
         piece: list = []
         size = 0
@@ -239,11 +239,10 @@ class Rules:
         ]
 
     async def _ask(self, question, good, handle=None) -> list[Answer]:
-        """The answers for pictures that are sent together, or in halves if they are refused."""
-        request = self._request(question, good)
+        """The answers for pictures that are sent together, or in parts if they are refused."""
         try:
             if handle is None:
-                response = await self.transport.call(PREDICT, request)
+                response = await self.transport.call(PREDICT, self._request(question, good))
             else:
                 response = await self.transport.wait(handle)
         except CallError as error:
@@ -253,22 +252,23 @@ class Rules:
     async def _ask_apart(self, question, good, error) -> list[Answer]:
         limit = TOO_MANY_ROWS.search(error.details)
         rows = max(1, int(limit[1])) if limit else len(good)
-        if len(good) == 1 or not (rows < len(good) or _concerns_pictures(error)):
+        # Later batches, too, are made as small as a server, or the largest message, wants them.
+        if rows < len(good):
+            self._rows = min(self._rows, rows)
+        elif len(good) == 1 or not _concerns_pictures(error):
             refusal = self.refusal(error)
             if isinstance(refusal, errors.PictureError):
                 return [refusal]
             raise refusal from error
-        half = (len(good) + 1) // 2
-        parts = [good[:half], good[half:]]
-        if rows < len(good) or TOO_LARGE in error.details:
-            # Later batches are made as small as the server, or the client, wants them.
-            if rows < len(good):
-                self._rows = min(self._rows, rows)
-            elif ANSWER_TOO_LARGE in error.details:
-                self._rows = min(self._rows, half)
-            else:
-                self._bytes = min(self._bytes, self._fewer_bytes(good, error))
-            parts = [part for part, _ in self._pieces(good)]
+        elif ANSWER_TOO_LARGE in error.details:
+            self._rows = min(self._rows, len(good) // 2)
+        elif TOO_LARGE in error.details:
+            self._bytes = min(self._bytes, self._fewer_bytes(good, error))
+        parts = [part for part, _ in self._pieces(good)]
+        if len(parts) == 1:
+            # A server does not say which picture it refuses.
+            half = (len(good) + 1) // 2
+            parts = [good[:half], good[half:]]
         return [answer for part in parts for answer in await self._ask(question, part)]
 
     def _fewer_bytes(self, good, error):
