@@ -2,11 +2,15 @@
 
 Starts the server on a model, and prints the CPU time that the client takes for a request; what the
 server answers to 1 and 8 callers, raw arrays and encoded pictures, one and several a request; and
-how fast the same model is when it is called in the process itself, without a server.
+how fast the same model is when it is called in the process itself, without a server. Callers and
+model take turns in several rounds, of which the medians count: what else the machine does meanwhile
+slows all of them.
 """
 
 import argparse
+import functools
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -14,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 from serving.client import ClientError, GaterNetClient
@@ -23,7 +27,7 @@ from serving.loadtest import SIGNATURES, noise, percentile
 
 INPUTS = ("images", "image_bytes")
 CALLERS = (1, 8)
-ROUNDS = 5
+ROUNDS = 3
 
 
 def client_cost(client, picture, requests: int) -> float:
@@ -63,37 +67,45 @@ def load_test(target: str, kind: str, callers: int, pictures: int, seconds: floa
     command = [sys.executable, "-m", "serving.loadtest", f"--target={target}", f"--model={MODEL}"]
     command += [f"--input={kind}", f"--concurrency={callers}", f"--batch_size={pictures}"]
     done = subprocess.run(
-        [*command, f"--duration={seconds}", "--output=json"], capture_output=True, text=True
+        [*command, f"--duration={seconds}", f"--warmup={seconds / 10}", "--output=json"],
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         raise ClientError(f"the load test failed: {done.stderr.strip() or done.stdout}")
     return json.loads(done.stdout)
 
 
-def in_process(version_dir: pathlib.Path, shape, sizes, seconds: float) -> Iterator[dict]:
-    """Reports like the load test's of the model called here."""
+def in_process(
+    version_dir: pathlib.Path, shape, sizes, seconds: float
+) -> dict[tuple[str, int], Callable[[], dict]]:
+    """What times the model called here, for each input and size; reports like the load test's."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import numpy as np
     import tensorflow as tf
 
     model = tf.saved_model.load(str(version_dir))
-    for kind in INPUTS:
-        for pictures in sizes:
-            images = np.stack([np.asarray(noise(shape, seed)) for seed in range(pictures)])
-            images = images.reshape(pictures, *shape)
-            if kind == "images":
-                value = tf.constant(images)
-            else:
-                value = tf.constant([tf.io.encode_png(one).numpy() for one in images])
-            times = timed(model.signatures[SIGNATURES[kind]], {kind: value}, seconds)
-            yield {
-                "kind": kind,
-                "pictures_per_request": pictures,
-                "pictures_per_second": pictures / statistics.fmean(times),
-                "latency_ms": {
-                    f"p{share}": 1e3 * (percentile(sorted(times), share) or 0) for share in (50, 99)
-                },
-            }
+
+    def report(kind, value, pictures):
+        times = timed(model.signatures[SIGNATURES[kind]], {kind: value}, seconds)
+        return {
+            "pictures_per_second": pictures / statistics.fmean(times),
+            "latency_ms": {
+                f"p{share}": 1e3 * (percentile(sorted(times), share) or 0) for share in (50, 99)
+            },
+        }
+
+    reports: dict[tuple[str, int], Callable[[], dict]] = {}
+    for pictures in sizes:
+        images = np.stack([np.asarray(noise(shape, seed)) for seed in range(pictures)])
+        images = images.reshape(pictures, *shape)
+        values = {
+            "images": tf.constant(images),
+            "image_bytes": tf.constant([tf.io.encode_png(one).numpy() for one in images]),
+        }
+        for kind, value in values.items():
+            reports[kind, pictures] = functools.partial(report, kind, value, pictures)
+    return reports
 
 
 def timed(signature, inputs, seconds: float) -> list[float]:
@@ -108,13 +120,25 @@ def timed(signature, inputs, seconds: float) -> list[float]:
     return times
 
 
-def row(what: str, report: dict, alone: dict) -> str:
-    """A row of the table; `alone` is the report of the same in the process itself."""
-    rate, times = report["pictures_per_second"], report["latency_ms"]
-    share = rate / alone["pictures_per_second"]
+def in_turns(ways: dict[str, Callable[[], dict]]) -> dict[str, list[dict]]:
+    """The reports of each way of asking, which take turns."""
+    reports: dict[str, list[dict]] = {who: [] for who in ways}
+    for _ in range(ROUNDS):
+        for who, ask in ways.items():
+            reports[who].append(ask())
+    return reports
+
+
+def row(who: str, kind: str, pictures: int, reports: list[dict], alone: list[dict]) -> str:
+    """A row of the table; `alone` are the reports of the same rounds in the process itself."""
+    rates = [one["pictures_per_second"] for one in reports]
+    shares = [rate / one["pictures_per_second"] for rate, one in zip(rates, alone, strict=True)]
+    p50, p99 = (
+        statistics.median(one["latency_ms"][share] for one in reports) for share in ("p50", "p99")
+    )
     return (
-        f"| {what} | {alone['kind']} | {alone['pictures_per_request']} | {rate:.0f} | "
-        f"{times['p50']:.2f} | {times['p99']:.2f} | {share:.0%} |"
+        f"| {who} | {kind} | {pictures} | {statistics.median(rates):.0f} | {p50:.2f} | {p99:.2f} | "
+        f"{statistics.median(shares):.0%} |"
     )
 
 
@@ -128,7 +152,9 @@ def main(arguments=None) -> int:
     """Prints what it measures; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
     parser.add_argument("--model_base_path", required=True, help="directory with versions below it")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each row (%(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="of each row in each of the rounds (%(default)s)"
+    )
     parser.add_argument(
         "--batch_size", type=int, default=32, help="pictures of a large request (%(default)s)"
     )
@@ -143,28 +169,27 @@ def main(arguments=None) -> int:
     try:
         with local_server(options.model_base_path) as target:
             shape, costs = client_costs(target, options.requests)
-            reports = {
-                (kind, pictures, callers): load_test(
-                    target, kind, callers, pictures, options.seconds
-                )
-                for kind in INPUTS
-                for pictures in sizes
-                for callers in CALLERS
-            }
+            print("\n| the client's own cost of a request | CPU, ms |\n|---|---|")
+            for name, cost in costs.items():
+                print(f"| {name} | {cost:.2f} |")
+            print(
+                "\n| who asks | input | pictures | pictures/s | p50, ms | p99, ms | of in process |"
+            )
+            print("|---|---|---|---|---|---|---|")
+            version_dir = newest_version(options.model_base_path)
+            calls = in_process(version_dir, shape, sizes, options.seconds)
+            for kind, pictures in itertools.product(INPUTS, sizes):
+                ways = {"in process": calls[kind, pictures]}
+                for callers in CALLERS:
+                    ways[f"{callers} over gRPC"] = functools.partial(
+                        load_test, target, kind, callers, pictures, options.seconds
+                    )
+                reports = in_turns(ways)
+                for who, found in reports.items():
+                    print(row(who, kind, pictures, found, reports["in process"]), flush=True)
     except ClientError as error:
         print(f"benchmarks.serving: error: {error}", file=sys.stderr)
         return 1
-    print("\n| the client's own cost of a request | CPU, ms |\n|---|---|")
-    for name, cost in costs.items():
-        print(f"| {name} | {cost:.2f} |")
-    print("\n| who asks | input | pictures | pictures/s | p50, ms | p99, ms | of in process |")
-    print("|---|---|---|---|---|---|---|")
-    version_dir = newest_version(options.model_base_path)
-    for alone in in_process(version_dir, shape, sizes, options.seconds):
-        print(row("in process", alone, alone))
-        for callers in CALLERS:
-            report = reports[alone["kind"], alone["pictures_per_request"], callers]
-            print(row(f"{callers} over gRPC", report, alone), flush=True)
     return 0
 
 

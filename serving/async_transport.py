@@ -2,9 +2,22 @@
 
 import asyncio
 
+from serving.transport import closed_error
+
 
 class AsyncTransport:
     """Waits for requests, of which `start` returns futures, without holding up the loop."""
+
+    _closed = False
+
+    def check_open(self):
+        """Refuses a call after `close`.
+
+        Raises:
+          SettingsError: after it.
+        """
+        if self._closed:
+            raise closed_error()
 
     async def wait(self, handle):
         """The answer of a started request."""

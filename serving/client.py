@@ -118,10 +118,11 @@ class _Client:
 class GaterNetClient(_Client):
     """Classifies pictures on a model server over one channel; use it in a `with` block.
 
-    Threads may share it, and a forked process may go on using it.
+    Threads may share it. A forked process may go on using it, if no call was under way when it was
+    forked.
 
     Args:
-      target: HOST:PORT of the server's gRPC interface, or any other gRPC target, or
+      target: HOST:PORT of the server's gRPC interface, or an address as gRPC names it, or
         http://HOST:PORT of its REST interface (https:// behind something that speaks TLS).
       model: name of the model.
       timeout: seconds that each request may take, its retries included.
@@ -131,12 +132,13 @@ class GaterNetClient(_Client):
       attempts: how often a request is sent at most, if the server is unavailable or exhausted.
       in_flight: requests under way at once, over all threads or tasks that use the client.
       batch_size: pictures in a request.
-      batch_bytes: bytes of pictures in a request, unless a single one has more.
+      batch_bytes: bytes of pictures in a request, unless a single one has more. Times `in_flight`,
+        and one picture more, are held at once.
       max_message_bytes: the largest request and the largest answer.
       max_pixels: a picture with more is refused before it is decoded or sent.
-      resize: for `gates` of pictures that do not have the network's size: the model's
-        `preprocessing.resize` (in the version's assets.extra/gaternet.json), which a server does
-        not tell. None refuses such pictures.
+      resize: for `gates` of pictures of any size: the model's `preprocessing.resize` (in the
+        version's assets.extra/gaternet.json), which a server does not tell. None takes pictures of
+        the network's size only, and as they are.
 
     Raises:
       SettingsError: for an argument that cannot be.
@@ -153,7 +155,7 @@ class GaterNetClient(_Client):
         self.close()
 
     def close(self) -> None:
-        """Closes the channel."""
+        """Closes the channel, and gives up what is under way; no call can be made after."""
         run(self._rules.transport.close())
 
     def classify(
@@ -189,9 +191,10 @@ class GaterNetClient(_Client):
     ) -> list[Answer]:
         """Like `classify`, with the state of every gate in `Prediction.gates`.
 
-        The server takes pixels of the network's size for that, so pictures are decoded here. Those
-        of that size are taken as they are; others are scaled as evaluation does it, except for a
-        grey level in less than a hundredth of their pixels, if the client was told `resize`.
+        The server takes pixels of the network's size for that, so pictures are decoded here. If the
+        client was told `resize`, all are scaled as evaluation does it, but for one grey level in a
+        few hundredths of the pixels where both round; otherwise they must have that size, and are
+        taken as they are.
         """
         return list(self.stream_gates(images, outputs))
 
@@ -206,7 +209,10 @@ class GaterNetClient(_Client):
         return run(self._rules.input_shape())
 
     def status(self) -> dict[int, str]:
-        """State of each version the server knows, for example {1: "AVAILABLE"}."""
+        """State of each version the server knows, for example {1: "AVAILABLE"}.
+
+        Those are all of them, also if the client asks one version only.
+        """
         return {one.version: one.state for one in self.statuses()}
 
     def statuses(self) -> list[VersionStatus]:
@@ -221,8 +227,8 @@ class GaterNetClient(_Client):
         """Waits until a version is AVAILABLE, while a server starts or a version is rolled out.
 
         Args:
-          version: which; None for the one that the client asks, or any.
-          timeout: seconds.
+          version: which, also if the client asks another; None for the one that it asks, or any.
+          timeout: seconds, 0 or more.
 
         Returns:
           Its number.
@@ -252,7 +258,7 @@ class AsyncGaterNetClient(_Client):
         await self.close()
 
     async def close(self) -> None:
-        """Closes the channel."""
+        """See `GaterNetClient.close`."""
         await self._rules.transport.close()
 
     async def classify(

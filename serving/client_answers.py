@@ -6,6 +6,9 @@ import heapq
 from serving import wire
 from serving.client_errors import PictureError
 
+# What our models answer for "no picture", an empty string.
+NO_PICTURE = -1
+
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
@@ -77,7 +80,7 @@ class Metadata:
     signatures: dict[str, Signature]
 
 
-def prediction(row, version: int | None, top: int, labels: list[str] | None) -> Prediction:
+def prediction(row, version: int | None, top: int, labels: list[str] | None) -> Answer:
     """The answer in one row of the outputs.
 
     Args:
@@ -85,8 +88,15 @@ def prediction(row, version: int | None, top: int, labels: list[str] | None) -> 
       version: of the model.
       top: how many classes are wanted.
       labels: in the order of the class numbers; needed if that is above 1.
+
+    Raises:
+      AttributeError, IndexError, TypeError, ValueError: for a row that makes no sense.
     """
     label, class_id, probabilities, gates = row
+    if class_id == NO_PICTURE:
+        return PictureError("the model took it for no picture at all")
+    if class_id is not None and class_id < 0:
+        raise ValueError(f"class_id {class_id}")
     label = None if label is None else label.decode()
     probability = None
     candidates: tuple[Candidate, ...] = ()
@@ -94,9 +104,7 @@ def prediction(row, version: int | None, top: int, labels: list[str] | None) -> 
         probability = max(probabilities) if class_id is None else probabilities[class_id]
         if labels is not None:
             best = heapq.nlargest(top, range(len(probabilities)), key=probabilities.__getitem__)
-            candidates = tuple(
-                Candidate(labels[one], one, probabilities[one]) for one in best if labels
-            )
+            candidates = tuple(Candidate(labels[one], one, probabilities[one]) for one in best)
         elif label is not None and class_id is not None:
             candidates = (Candidate(label, class_id, probabilities[class_id]),)
     gates = None if gates is None else tuple(gates)
@@ -104,7 +112,11 @@ def prediction(row, version: int | None, top: int, labels: list[str] | None) -> 
 
 
 def signatures(answer) -> dict[str, Signature]:
-    """The signatures in an answer to GetModelMetadata."""
+    """The signatures in an answer to GetModelMetadata.
+
+    Raises:
+      google.protobuf.message.DecodeError: for bytes that are none.
+    """
     found = wire.SignatureDefMap.FromString(answer.metadata["signature_def"].value)
     return {
         name: Signature(_specs(one.inputs), _specs(one.outputs), one.method_name)

@@ -9,8 +9,11 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
+
+from serving.client_errors import ClientError, printable
+from serving.pictures import MAX_PIXELS
 
 if TYPE_CHECKING:
     from serving.client import Prediction
@@ -23,11 +26,13 @@ a list of them on the standard input, one a line. EXIF orientation is ignored, a
 EPILOG = """\
 exit status:
   0  every picture was classified
-  1  the server answered with an error, or the model is not one of ours
+  1  the server answered with an error, the model is not one of ours, or the output cannot be
+     written (as when head has seen enough)
   2  wrong usage
   3  some pictures were not classified; the others were
   4  the server cannot be reached, has no room, or did not answer in time
-  5  the server has no such model, version or label"""
+  5  the server has no such model, version or label
+  130  interrupted (Ctrl-C)"""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 FAILED, USAGE, SOME_FAILED, UNREACHABLE, UNKNOWN_MODEL, INTERRUPTED = 1, 2, 3, 4, 5, 130
 MANY = 20
@@ -114,7 +119,7 @@ def parse_arguments(arguments):
     details.add_argument("--batch_size", type=int, default=32, help="pictures (%(default)s)")
     details.add_argument("--in_flight", type=int, default=4, help="at once (%(default)s)")
     details.add_argument(
-        "--max_pixels", type=int, default=50_000_000, help="of a picture (%(default)s)"
+        "--max_pixels", type=int, default=MAX_PIXELS, help="of a picture (%(default)s)"
     )
     options = parser.parse_args(arguments)
     if not options.timeout > 0:
@@ -149,7 +154,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
 
 def format_table(rows: Iterable[Sequence[str]]) -> str:
     """Aligns rows of cells, the first of which are headings."""
-    rows = list(rows)
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -262,8 +267,6 @@ def exit_status(error: Exception) -> int:
 
 def classify(client, paths: Sequence[str], options) -> tuple[list, int]:
     """Asks for all; what is lost with the server gets its error. Returns answers and status."""
-    from serving.client import ClientError
-
     ask = client.stream_gates(paths) if options.gates else client.stream(paths, options.top)
     answers: list = []
     with Progress(len(paths)) as progress, contextlib.closing(ask):
@@ -312,9 +315,36 @@ def ask(options) -> int:
     sys.stdout.write(FORMATS[options.output](paths, answers, options))
     for path, answer in zip(paths, answers, strict=True):
         if isinstance(answer, Exception):
-            print(f"serving.client: error: {path}: {answer}", file=sys.stderr)
-    sys.stdout.flush()
+            tell("serving.client", f"{path}: {answer}")
     return status
+
+
+def tell(program: str, error: object) -> None:
+    """Prints an error in one line on the standard error."""
+    print(f"{program}: error: {printable(str(error))}", file=sys.stderr)
+
+
+def end_of(program: str, command: Callable[[], int]) -> int:
+    """Runs a command, and tells what keeps it from its end; returns the exit status."""
+    try:
+        status = command()
+        sys.stdout.flush()
+        return status
+    except ClientError as error:
+        tell(program, error)
+        return exit_status(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except OSError as error:
+        # Whoever read our output, such as head, has seen enough, or the disk is full.
+        if not isinstance(error, BrokenPipeError):
+            tell(
+                program,
+                f"input must be readable and output writable, and is not ({error.strerror})",
+            )
+        # Python must not try it again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -325,16 +355,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="surrogateescape")
     # gRPC logs what a connection goes through; the error says what matters of it.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from serving.client_errors import ClientError
-
-    try:
-        return ask(options)
-    except ClientError as error:
-        print(f"serving.client: error: {error}", file=sys.stderr)
-        return exit_status(error)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output, such as head, has seen enough; Python must not say so at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+    return end_of("serving.client", lambda: ask(options))

@@ -1,8 +1,11 @@
 """What a client can raise. Every text says what is required, what came and what to do."""
 
+import re
+
 REMEDY = "serve what python -m export.main wrote"
 QUEUE_FULL = "batch scheduling queue"
 UNKNOWN_LABEL = "Unrecognized servable version label"
+TOO_LARGE = "larger than max"
 
 
 class ClientError(Exception):
@@ -18,7 +21,7 @@ class ClientError(Exception):
 
 
 class SettingsError(ClientError, ValueError):
-    """An argument of a client that cannot be."""
+    """An argument that cannot be, or a call of a client that was closed."""
 
 
 class PictureError(ClientError):
@@ -45,6 +48,15 @@ class ServerError(ClientError):
     """Any other status that the server answered with."""
 
 
+def printable(text: str) -> str:
+    """The text in one line, in which control characters are escaped: a terminal obeys them."""
+    return re.sub(
+        r"[\x00-\x1f\x7f-\x9f\u2028\u2029]",
+        lambda found: found[0].encode("unicode_escape").decode(),
+        text,
+    )
+
+
 def explained(error, settings, which: str) -> ClientError:
     """What a failed call means for the caller.
 
@@ -56,14 +68,14 @@ def explained(error, settings, which: str) -> ClientError:
     target, details = settings.target, error.details
     if error.code == "UNAVAILABLE" and QUEUE_FULL not in details:
         protocol = "REST" if settings.is_rest else "gRPC"
-        plain = settings.tls is None and not target.startswith("https:")
+        plain = settings.tls is None and not target.lower().startswith("https:")
         hint = " (with --tls if it speaks TLS)" if plain else ""
         return UnavailableError(
             f"a model server must answer {protocol} at {target}, and none does ({details}); "
             f"start one, or give its address with --target=HOST:PORT{hint}",
             error.code,
         )
-    if "larger than max" in details:
+    if TOO_LARGE in details:
         return UnavailableError(
             f"a message to or from {target} must fit its limits, and one does not ({details}); "
             "ask less at once (--batch_size), or give the client a larger max_message_bytes",
@@ -77,8 +89,9 @@ def explained(error, settings, which: str) -> ClientError:
         )
     if error.code == "DEADLINE_EXCEEDED":
         return DeadlineError(
-            f"the server at {target} must answer within {settings.timeout} s, and did "
-            "not; give it longer with --timeout",
+            f"the server at {target} must answer within {settings.timeout} s, or less if it has a "
+            f"limit of its own, and did not ({details}); give it longer (--timeout), or ask less "
+            "at once (--batch_size)",
             error.code,
         )
     if error.code == "NOT_FOUND" or details.startswith(UNKNOWN_LABEL):

@@ -77,8 +77,8 @@ def checked_images(images) -> Iterable:
     return images
 
 
-def checked_outputs(outputs, top: int) -> tuple[str, ...]:
-    """An output filter; empty for all outputs.
+def checked_outputs(outputs, top: int, known=OUTPUTS) -> tuple[str, ...]:
+    """An output filter for a signature that has the `known` outputs; empty for all of them.
 
     Raises:
       SettingsError: for outputs that there are not, or that `top` cannot do without.
@@ -88,9 +88,9 @@ def checked_outputs(outputs, top: int) -> tuple[str, ...]:
     if outputs is None:
         return ()
     outputs = tuple(dict.fromkeys(outputs))
-    unknown = sorted(set(outputs) - set(OUTPUTS))
+    unknown = sorted(set(outputs) - set(known))
     if unknown or not outputs:
-        raise SettingsError(f"outputs must be some of {OUTPUTS}, got {unknown or 'none'}")
+        raise SettingsError(f"outputs must be some of {known}, got {unknown or 'none'}")
     missing = sorted({"labels", "class_ids", "probabilities"} - set(outputs))
     if top > 1 and missing:
         raise SettingsError(f"top above 1 needs the outputs {missing}, which are left out")

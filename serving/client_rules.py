@@ -8,7 +8,9 @@ import collections
 import itertools
 import re
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
+
+from google.protobuf.message import DecodeError
 
 from serving import client_errors as errors
 from serving import pictures, wire
@@ -20,7 +22,7 @@ from serving.client_answers import (
     signatures,
     version_status,
 )
-from serving.client_errors import REMEDY, UNKNOWN_LABEL, explained
+from serving.client_errors import REMEDY, TOO_LARGE, UNKNOWN_LABEL, explained
 from serving.client_questions import OUTPUTS, Choices, Question, checked_images, checked_outputs
 from serving.transport import METADATA, PREDICT, STATUS, CallError, Settings, Transport
 
@@ -31,10 +33,11 @@ SHORTEST_CALL = 0.1
 NOT_A_PICTURES = (
     *("input size does not match signature", "Signature input alias", "Expects arg["),
     *("output tensor alias not found", "duplicate output tensor alias", "Missing ModelSpec"),
-    *("ModelSpec has no name", "Missing named input"),
+    *("ModelSpec has no name", "Missing named input", "Malformed request"),
 )
 TOO_MANY_ROWS = re.compile(r"Task size \d+ is larger than maximum input batch size (\d+)")
-ANSWER_TOO_LARGE = "CLIENT: Received message larger"
+ANSWER_TOO_LARGE = f"CLIENT: Received message {TOO_LARGE}"
+MESSAGE_SIZES = re.compile(rf"{TOO_LARGE} \((\d+) vs\. (\d+)\)")
 # A version may be unloaded between an answer and the question for its labels.
 LABEL_ATTEMPTS = 3
 _END = object()
@@ -47,8 +50,9 @@ class Rules:
         self.transport = transport
         self.settings = settings
         self.choices = choices
-        # What a server with batching takes at once; learnt from its refusals.
+        # What a server takes at once; learnt from its refusals.
         self._rows = choices.batch_size
+        self._bytes = choices.batch_bytes
         self._labels: dict[int, list[str]] = {}
 
     async def classify(self, images, top, outputs) -> AsyncIterator[Answer]:
@@ -59,7 +63,7 @@ class Rules:
             lambda image: pictures.encoded(image, limits),
             wire.string_tensor,
             top,
-            checked_outputs(outputs, top),
+            checked_outputs(outputs, top, OUTPUTS[:3]),
         )
         async for answer in self._answers(checked_images(images), question):
             yield answer
@@ -105,22 +109,30 @@ class Rules:
             model_spec=self.model_spec(), metadata_field=["signature_def"]
         )
         answer = await self._call(METADATA, request, timeout)
-        return Metadata(self.choices.model, answer.model_spec.version.value, signatures(answer))
+        try:
+            found = signatures(answer)
+        except DecodeError as error:
+            raise self._not_ours(f"its metadata are odd ({error})") from error
+        return Metadata(self.choices.model, answer.model_spec.version.value, found)
 
     async def statuses(self, timeout: float | None = None) -> list[VersionStatus]:
         """Every version that the server knows, newest first."""
-        # A label is ignored by the server.
-        request = wire.GetModelStatusRequest(model_spec=self.model_spec())
+        request = wire.GetModelStatusRequest(model_spec=wire.ModelSpec(name=self.choices.model))
         answer = await self._call(STATUS, request, timeout)
         found = [version_status(one) for one in answer.model_version_status]
         return sorted(found, key=lambda one: -one.version)
 
     async def wait_ready(self, version, timeout) -> int:
         """The number of the version that is available."""
+        if not timeout >= 0:
+            raise errors.SettingsError(
+                "the seconds to wait for a version must be 0 or above (--wait_ready), got "
+                f"{timeout}"
+            )
         deadline = time.monotonic() + timeout
         wanted = self.choices.version if version is None else version
+        reason: object = None
         while True:
-            reason: object
             # An answer that would come too late is not waited for.
             remaining = max(deadline - time.monotonic(), SHORTEST_CALL)
             patience = min(self.settings.timeout, remaining)
@@ -141,7 +153,8 @@ class Rules:
                 states = [f"version {one.version} is {one.state}" for one in found]
                 reason = ", ".join(states) or "it has no such version"
             except errors.DeadlineError:
-                reason = "the server did not answer"
+                # What it said before tells more.
+                reason = reason or "the server did not answer"
             except (errors.UnavailableError, errors.UnknownModelError) as error:
                 reason = error
             pause = min(POLL_SECONDS, deadline - time.monotonic())
@@ -175,16 +188,44 @@ class Rules:
                     self.transport.cancel(handle)
 
     async def _batches(self, images, question):
-        """Pictures that are ready to be sent, with the errors of those that are not in between."""
+        """Batches that are ready to be sent, each with whether it is the last.
+
+        Instead of pictures that cannot be sent they hold their errors.
+        """
         images = iter(images)
-        following = next(images, _END)
-        while following is not _END:
-            chunk = [following, *itertools.islice(images, self._rows - 1)]
-            following = next(images, _END)
-            entries = await self.transport.offload(_prepared, chunk, question.prepare)
-            pieces = list(_pieces(entries, self.choices.batch_bytes))
-            for number, piece in enumerate(pieces, 1):
-                yield piece, following is _END and number == len(pieces)
+        waiting: collections.deque = collections.deque()
+
+        def entries():
+            while waiting:
+                yield _entry(waiting.popleft(), question.prepare)
+
+        pieces = self._pieces(entries())
+        while True:
+            # One more than fit into a batch shows that it is not the last.
+            more = max(0, self._rows + 1 - len(waiting))
+            waiting.extend(itertools.islice(images, more))
+            found = await self.transport.offload(next, pieces, None)
+            if found is None:
+                return
+            yield found
+
+    def _pieces(self, entries: Iterable) -> Iterator[tuple[list, bool]]:
+        """Cuts entries into as many as may be sent at once, each time with whether it is the last.
+
+        No piece has too many bytes, unless a single picture has. Of `entries` only one more is read
+        before a piece is given: the one that has no room in it.
+        """
+        piece: list = []
+        size = 0
+        for entry in entries:
+            length = len(entry) if isinstance(entry, bytes) else 0
+            if piece and (len(piece) >= self._rows or size + length > self._bytes):
+                yield piece, False
+                piece, size = [], 0
+            piece.append(entry)
+            size += length
+        if piece:
+            yield piece, True
 
     async def _start(self, question, batch):
         good = _good(batch)
@@ -198,11 +239,10 @@ class Rules:
         ]
 
     async def _ask(self, question, good, handle=None) -> list[Answer]:
-        """The answers for pictures that are sent together, or in halves if they are refused."""
-        request = self._request(question, good)
+        """The answers for pictures that are sent together, or in parts if they are refused."""
         try:
             if handle is None:
-                response = await self.transport.call(PREDICT, request)
+                response = await self.transport.call(PREDICT, self._request(question, good))
             else:
                 response = await self.transport.wait(handle)
         except CallError as error:
@@ -211,26 +251,42 @@ class Rules:
 
     async def _ask_apart(self, question, good, error) -> list[Answer]:
         limit = TOO_MANY_ROWS.search(error.details)
-        if limit and int(limit[1]) < len(good):
-            # A server with batching: later batches are made as small as it wants them.
-            size = max(1, int(limit[1]))
-            self._rows = min(self._rows, size)
-        elif _concerns_pictures(error) and len(good) > 1:
-            size = (len(good) + 1) // 2
-        elif _concerns_pictures(error) and ANSWER_TOO_LARGE not in error.details:
-            return [
-                errors.PictureError(
-                    f"the server at {self.settings.target} refused the request: {error.details}",
-                    error.code,
-                )
-            ]
-        else:
-            raise self.explained(error) from error
-        return [
-            answer
-            for start in range(0, len(good), size)
-            for answer in await self._ask(question, good[start : start + size])
-        ]
+        rows = max(1, int(limit[1])) if limit else len(good)
+        # Later batches, too, are made as small as a server, or the largest message, wants them.
+        if rows < len(good):
+            self._rows = min(self._rows, rows)
+        elif len(good) == 1 or not _concerns_pictures(error):
+            refusal = self.refusal(error)
+            if isinstance(refusal, errors.PictureError):
+                return [refusal]
+            raise refusal from error
+        elif ANSWER_TOO_LARGE in error.details:
+            self._rows = min(self._rows, len(good) // 2)
+        elif TOO_LARGE in error.details:
+            self._bytes = min(self._bytes, self._fewer_bytes(good, error))
+        parts = [part for part, _ in self._pieces(good)]
+        if len(parts) == 1:
+            # A server does not say which picture it refuses.
+            half = (len(good) + 1) // 2
+            parts = [good[:half], good[half:]]
+        return [answer for part in parts for answer in await self._ask(question, part)]
+
+    def _fewer_bytes(self, good, error):
+        """How many bytes of pictures to send at once, when those of `good` are too many."""
+        sent = sum(map(len, good))
+        sizes = MESSAGE_SIZES.search(error.details)
+        # JSON is larger than the pictures in it, and a proxy may not say how much it takes.
+        if sizes is None or self.settings.is_rest:
+            return max(1, sent // 2)
+        return max(1, sent - (int(sizes[1]) - int(sizes[2])))
+
+    def refusal(self, error: CallError) -> errors.ClientError:
+        """What it means that a request with one picture, or the same ones, is never answered."""
+        if not _concerns_pictures(error) or ANSWER_TOO_LARGE in error.details:
+            return self.explained(error)
+        return errors.PictureError(
+            f"the server at {self.settings.target} refused the request: {error.details}", error.code
+        )
 
     async def _predictions(self, question, good, response) -> list[Answer]:
         for _ in range(LABEL_ATTEMPTS):
@@ -269,7 +325,7 @@ class Rules:
         try:
             (row,) = wire.tensor_rows(answer.outputs["classes"])
             labels = [label.decode() for label in row]
-        except ValueError as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise self._not_ours(f"its signature 'classify' gave no classes ({error})") from error
         if version is not None:
             self._labels[version] = labels
@@ -300,7 +356,7 @@ class Rules:
         found = zip(*(rows[name] for name in OUTPUTS), strict=True)
         try:
             return [prediction(row, version, question.top, labels) for row in found]
-        except (IndexError, TypeError, UnicodeDecodeError) as error:
+        except (AttributeError, IndexError, TypeError, ValueError) as error:
             raise self._not_ours(f"its outputs do not fit together ({error})") from error
 
     def _request(self, question, good):
@@ -345,36 +401,19 @@ class Rules:
 def _concerns_pictures(error):
     """Whether fewer pictures, or others, could have been answered."""
     if error.code == "RESOURCE_EXHAUSTED":
-        return "larger than max" in error.details
+        return TOO_LARGE in error.details
     return error.code == "INVALID_ARGUMENT" and not error.details.startswith(
         (*NOT_A_PICTURES, UNKNOWN_LABEL)
     )
 
 
-def _prepared(chunk, prepare):
-    entries: list[bytes | errors.PictureError] = []
-    for image in chunk:
-        try:
-            entries.append(prepare(image))
-        except errors.PictureError as error:
-            entries.append(error)
-    return entries
+def _entry(image, prepare) -> bytes | errors.PictureError:
+    """A picture that is ready to be sent, or why it cannot be."""
+    try:
+        return prepare(image)
+    except errors.PictureError as error:
+        return error
 
 
 def _good(batch):
     return [entry for entry in batch if isinstance(entry, bytes)]
-
-
-def _pieces(entries, most_bytes):
-    """Cuts entries so that none has more bytes, unless a single picture has."""
-    piece: list = []
-    size = 0
-    for entry in entries:
-        length = len(entry) if isinstance(entry, bytes) else 0
-        if piece and size + length > most_bytes:
-            yield piece
-            piece, size = [], 0
-        piece.append(entry)
-        size += length
-    if piece:
-        yield piece

@@ -115,9 +115,9 @@ class GrpcTransport(BlockingTransport):
         except grpc.RpcError as error:
             raise _call_error(error) from error
 
-    async def close(self):
+    def end(self, connection):
         """Closes the channel."""
-        self._current()[0][0].close()
+        connection[0].close()
 
 
 class AsyncGrpcTransport(AsyncTransport):
@@ -131,6 +131,7 @@ class AsyncGrpcTransport(AsyncTransport):
 
     async def call(self, method, request, timeout=None):
         """The answer."""
+        self.check_open()
         if self._channel is None:
             self._channel = _open_channel(grpc.aio, self.settings)
             self._methods = _calls(self._channel)
@@ -143,10 +144,11 @@ class AsyncGrpcTransport(AsyncTransport):
                 raise _call_error(error) from error
 
     async def start(self, method, request):
-        """Sends a request when there is room for one more in flight; returns a task of it."""
+        """Begins a request, which waits in a task for its turn; returns the task."""
         return asyncio.create_task(self.call(method, request))
 
     async def close(self):
         """Closes the channel."""
+        self._closed = True
         if self._channel is not None:
             await self._channel.close()

@@ -3,7 +3,8 @@
 A closed loop has a fixed number of callers, each of which asks again when it was answered. An open
 loop asks at a fixed rate, whether answers come or not, as many independent callers would; its
 latency counts from when a request was due, so that a server which falls behind looks like it.
-Requests are made once and are not retried.
+Requests are made once and are not retried. Those of an open loop for which there was no room before
+the end are not sent any more; the report says how many.
 """
 
 import argparse
@@ -19,10 +20,11 @@ from typing import Any
 
 from serving.client_command import (
     FAILED,
+    INTERRUPTED,
     SOME_FAILED,
     add_server_flags,
     client_arguments,
-    exit_status,
+    end_of,
     expand,
 )
 
@@ -46,26 +48,48 @@ class Load:
     duration: float | None = 10.0
     requests: int | None = None
 
+    @property
+    def most(self) -> float:
+        """How many requests there can be; in an open loop, how many there are to be."""
+        most = math.inf if self.requests is None else self.requests
+        if self.rate is None or self.duration is None:
+            return most
+        return min(most, math.ceil(round(self.duration * self.rate, 6)))
+
     def begins(self, start: float) -> Iterator[float]:
         """When each request is due (an open loop) or may begin, until there are no more."""
         number = 0
-        while self.requests is None or number < self.requests:
+        while number < self.most:
             due = time.monotonic() if self.rate is None else start + number / self.rate
-            if self.duration is not None and due >= start + self.duration:
+            if self.rate is None and self.is_over(start):
                 return
             yield due
             number += 1
 
+    def is_over(self, start: float) -> bool:
+        """Whether no request may be begun any more."""
+        return self.duration is not None and time.monotonic() >= start + self.duration
+
 
 @dataclasses.dataclass
 class Report:
-    """What came of it: seconds from the first request to the last answer, and each latency."""
+    """What came of it.
+
+    Attributes:
+      load: what was asked for.
+      pictures: in each request.
+      seconds: from the first request to the last answer.
+      latencies: of each request that was answered.
+      codes: how many ended with which status.
+      interrupted: whether Ctrl-C ended it, and what was under way.
+    """
 
     load: Load
     pictures: int
     seconds: float
     latencies: list[float]
     codes: collections.Counter
+    interrupted: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON-ready form."""
@@ -79,7 +103,8 @@ class Report:
             **{name: value for name, value in dataclasses.asdict(self.load).items() if value},
             "pictures_per_request": self.pictures,
             "seconds": round(self.seconds, 3),
-            "sent": answers + sum(self.errors.values()),
+            "sent": self.sent,
+            "not_sent": self.not_sent,
             "answered": answers,
             "requests_per_second": round(answers / self.seconds, 2) if self.seconds else 0.0,
             "pictures_per_second": round(answers * self.pictures / self.seconds, 2)
@@ -91,6 +116,18 @@ class Report:
             },
             "errors": dict(sorted(self.errors.items())),
         }
+
+    @property
+    def sent(self) -> int:
+        """How many requests ended, however."""
+        return self.codes.total()
+
+    @property
+    def not_sent(self) -> int:
+        """How many requests of an open loop were due, and had no room before the end."""
+        if self.load.rate is None or self.interrupted:
+            return 0
+        return int(self.load.most) - self.sent
 
     @property
     def errors(self) -> dict[str, int]:
@@ -110,12 +147,13 @@ class Report:
             if self.load.rate is None
             else f"open loop, {self.load.rate:g} requests/s"
         )
+        unsent = f"; {told['not_sent']} more were due" if told["not_sent"] else ""
         return (
             f"{how}, {self.pictures} pictures a request, {told['seconds']:.1f} s\n"
             f"throughput  {told['requests_per_second']:.1f} requests/s, "
             f"{told['pictures_per_second']:.1f} pictures/s\n"
             f"latency ms  {times}\n"
-            f"errors      {errors} ({told['answered']} of {told['sent']} answered)\n"
+            f"errors      {errors} ({told['answered']} of {told['sent']} answered{unsent})\n"
         )
 
 
@@ -127,7 +165,10 @@ def percentile(ordered: Sequence[float], share: float) -> float | None:
 
 
 async def run_load(load: Load, send: Callable[[], Awaitable[str]], pictures: int = 1) -> Report:
-    """Sends requests as `load` says; `send` returns the name of the status it got."""
+    """Sends requests as `load` says; `send` returns the name of the status it got.
+
+    Who cancels it gets the report of what was answered until then.
+    """
     latencies: list[float] = []
     codes: collections.Counter = collections.Counter()
 
@@ -139,25 +180,32 @@ async def run_load(load: Load, send: Callable[[], Awaitable[str]], pictures: int
 
     start = time.monotonic()
     begins = load.begins(start)
-    if load.rate is None:
 
-        async def caller():
-            for due in begins:
-                await one(due)
+    async def caller():
+        for due in begins:
+            await one(due)
 
-        await asyncio.gather(*(caller() for _ in range(load.concurrency)))
-    else:
+    async def closed_loop():
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(load.concurrency):
+                tasks.create_task(caller())
+
+    async def open_loop():
         room = asyncio.Semaphore(load.concurrency)
-
-        async def bounded(due):
-            async with room:
-                await one(due)
-
         async with asyncio.TaskGroup() as tasks:
             for due in begins:
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
-                tasks.create_task(bounded(due))
-    return Report(load, pictures, time.monotonic() - start, latencies, codes)
+                await room.acquire()
+                if load.is_over(start):
+                    return
+                tasks.create_task(one(due)).add_done_callback(lambda _: room.release())
+
+    interrupted = False
+    try:
+        await (closed_loop() if load.rate is None else open_loop())
+    except asyncio.CancelledError:
+        interrupted = True
+    return Report(load, pictures, time.monotonic() - start, latencies, codes, interrupted)
 
 
 def parse_arguments(arguments):
@@ -165,8 +213,9 @@ def parse_arguments(arguments):
     parser = argparse.ArgumentParser(
         prog="python -m serving.loadtest",
         description=__doc__,
-        epilog="Exit status: 0 all requests were answered, 3 some were not, 1 none was; before "
-        "the load begins, 2, 4 and 5 as those of python -m serving.client.",
+        epilog="Exit status: 0 all requests that were sent were answered, 3 some were not, 1 none "
+        "was, 130 interrupted (Ctrl-C, after the report); before the load begins, 1, 2, 4 and 5 as "
+        "those of python -m serving.client.",
     )
     parser.add_argument(
         "pictures", nargs="*", metavar="PICTURE", help="what to send; noise of the model's size"
@@ -201,10 +250,10 @@ def parse_arguments(arguments):
         options.concurrency = 8 if options.rate is None else 1000
     for name in ("rate", "concurrency", "duration", "requests", "batch_size", "timeout"):
         value = getattr(options, name)
-        if value is not None and not value > 0:
-            parser.error(f"--{name} must be above 0, got {value}")
-    if options.warmup < 0:
-        parser.error(f"--warmup must be 0 or above, got {options.warmup}")
+        if value is not None and not 0 < value < math.inf:
+            parser.error(f"--{name} must be above 0 and finite, got {value}")
+    if not 0 <= options.warmup < math.inf:
+        parser.error(f"--warmup must be 0 or above and finite, got {options.warmup}")
     return options
 
 
@@ -225,19 +274,27 @@ async def make_request(rules, options):
     Raises:
       ClientError: for a picture that is none, or when the server does not tell the model's size.
     """
-    from serving import pictures, wire
+    from serving import wire
+    from serving.client_errors import PictureError
+    from serving.pictures import encoded, pixels
 
     found: Sequence[Any] = expand(options.pictures)
     raw = options.input != "image_bytes"
     shape = await rules.input_shape() if raw or not found else (0, 0, 0)
     if not found:
         found = [noise(shape, seed) for seed in range(options.batch_size)]
-    chosen = [found[number % len(found)] for number in range(options.batch_size)]
+
+    def prepared(picture):
+        try:
+            return pixels(picture, shape, options.resize) if raw else encoded(picture)
+        except PictureError as error:
+            raise PictureError(f"{picture}: {error}") from error
+
+    chosen = [prepared(found[number % len(found)]) for number in range(options.batch_size)]
     if raw:
-        content = b"".join(pictures.pixels(one, shape, options.resize) for one in chosen)
-        name, tensor = "images", wire.uint8_tensor(content, (len(chosen), *shape))
+        name, tensor = "images", wire.uint8_tensor(b"".join(chosen), (len(chosen), *shape))
     else:
-        name, tensor = "image_bytes", wire.string_tensor([pictures.encoded(one) for one in chosen])
+        name, tensor = "image_bytes", wire.string_tensor(chosen)
     return wire.PredictRequest(
         model_spec=rules.model_spec(SIGNATURES[options.input]), inputs={name: tensor}
     )
@@ -271,32 +328,35 @@ async def measure(options) -> Report:
         try:
             await transport.call(PREDICT, request)
         except CallError as error:
-            raise rules.explained(error) from error
+            raise rules.refusal(error) from error
         if options.warmup:
-            await run_load(Load(None, min(options.concurrency, 8), options.warmup), send)
+            warmup = await run_load(Load(None, min(options.concurrency, 8), options.warmup), send)
+            if warmup.interrupted:
+                raise asyncio.CancelledError
         load = Load(options.rate, options.concurrency, options.duration, options.requests)
         return await run_load(load, send, options.batch_size)
     finally:
         await transport.close()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status."""
-    options = parse_arguments(arguments)
-    from serving.client_errors import ClientError
-
-    try:
-        report = asyncio.run(measure(options))
-    except ClientError as error:
-        print(f"serving.loadtest: error: {error}", file=sys.stderr)
-        return exit_status(error)
+def load_and_tell(options) -> int:
+    """Prints what came of the load; returns the exit status."""
+    report = asyncio.run(measure(options))
     if options.output == "json":
         print(json.dumps(report.to_dict(), indent=2))
     else:
         print(report.to_text(), end="")
+    if report.interrupted:
+        return INTERRUPTED
     if not report.errors:
         return 0
     return SOME_FAILED if report.latencies else FAILED
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    options = parse_arguments(arguments)
+    return end_of("serving.loadtest", lambda: load_and_tell(options))
 
 
 if __name__ == "__main__":

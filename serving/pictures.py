@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from serving.client_errors import PictureError
+from serving.client_errors import PictureError, SettingsError
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF")
 MAX_PIXELS = 50_000_000
@@ -37,11 +37,19 @@ DEFAULT_LIMITS = Limits()
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What a picture's header says of it."""
+    """What a picture's header says of it.
+
+    Attributes:
+      format: JPEG, PNG, BMP or GIF.
+      width: in pixels; of a GIF that of its screen, or as far as its frames reach beyond it.
+      height: likewise.
+      frames: of a GIF. A server decodes them all, although only the first is used.
+    """
 
     format: str
     width: int
     height: int
+    frames: int = 1
 
 
 def check_picture(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Header:
@@ -61,25 +69,26 @@ def check_picture(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Header:
         raise _not_a_picture(f"it begins with {data[:8]!r}, as none of them does")
     _, name, read = found
     try:
-        width, height = read(data)
+        header = Header(name, *read(data))
     except (struct.error, IndexError) as error:
         raise _truncated(name) from error
-    if width < 1 or height < 1:
-        raise _not_a_picture(f"the {name} header says {width} x {height} pixels")
-    check_size((width, height), limits)
-    return Header(name, width, height)
+    if header.width < 1 or header.height < 1:
+        raise _not_a_picture(f"the {name} header says {header.width} x {header.height} pixels")
+    check_size((header.width, header.height), limits, header.frames)
+    return header
 
 
-def check_size(size: tuple[int, int], limits: Limits) -> None:
-    """Refuses a picture that would take too much memory decoded.
+def check_size(size: tuple[int, int], limits: Limits, frames: int = 1, has: str = "has") -> None:
+    """Refuses a picture that would take too much memory decoded, or scaled.
 
     Raises:
       PictureError: with the limit and the size.
     """
     width, height = size
-    if width * height > limits.pixels:
+    if width * height * frames > limits.pixels:
         raise PictureError(
-            f"a picture may have {limits.pixels:,} pixels, and this one has {width} x {height}"
+            f"a picture may have {limits.pixels:,} pixels, and this one {has} {width} x {height}"
+            + (f" in each of {frames} frames" if frames > 1 else "")
         )
 
 
@@ -112,8 +121,10 @@ def _png(data):
 
 
 # Start-of-frame markers; 0xC4, 0xC8 and 0xCC in between are other things.
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SCAN = 0xDA
+# What a block of a GIF begins with.
+_EXTENSION, _FRAME = 0x21, 0x2C
 
 
 def _jpeg(data):
@@ -131,7 +142,7 @@ def _jpeg(data):
         if marker == _SCAN:
             break
         (length,) = struct.unpack_from(">H", data, position + 2)
-        if marker in _FRAMES:
+        if marker in _JPEG_FRAMES:
             height, width = struct.unpack_from(">HH", data, position + 5)
             size = width, height
         position += 2 + length
@@ -145,23 +156,29 @@ def _jpeg(data):
 
 
 def _gif(data):
-    """Reads up to the end of the first frame, the only one that is used."""
-    size = struct.unpack_from("<HH", data, 6)
+    """Counts all frames, as a server does; only the first must be whole."""
+    width, height = struct.unpack_from("<HH", data, 6)
     position = 13 + _color_table(data[10])
-    while True:
-        kind = data[position]
-        if kind == 0x21:  # an extension
-            position += 2
-        elif kind == 0x2C:  # a frame
-            frame = struct.unpack_from("<HH", data, position + 5)
-            position += 11 + _color_table(data[position + 9])
-        else:
-            raise _not_a_picture("the GIF has no frame")
-        while data[position]:
-            position += 1 + data[position]
-        position += 1
-        if kind == 0x2C:
-            return max(size[0], frame[0]), max(size[1], frame[1])
+    frames, whole = 0, False
+    try:
+        while (kind := data[position]) in (_EXTENSION, _FRAME):
+            if kind == _FRAME:
+                left, top, wide, high, flags = struct.unpack_from("<HHHHB", data, position + 1)
+                width, height = max(width, left + wide), max(height, top + high)
+                frames += 1
+                position += 11 + _color_table(flags)
+            else:
+                position += 2
+            while data[position]:
+                position += 1 + data[position]
+            position += 1
+            whole = whole or kind == _FRAME
+    except (struct.error, IndexError):
+        if not whole:
+            raise
+    if not frames:
+        raise _not_a_picture("the GIF has no frame")
+    return width, height, frames
 
 
 def _color_table(flags):
@@ -206,6 +223,10 @@ def read_file(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> bytes
             if len(data) > limits.bytes:
                 raise too_many_bytes(os.fstat(file.fileno()).st_size, limits)
             return data
+    except IsADirectoryError as error:
+        raise PictureError(
+            "cannot be read (a directory without pictures in it, or one that is not searched)"
+        ) from error
     except OSError as error:
         raise PictureError(f"cannot be read ({error.strerror})") from error
     except ValueError as error:
@@ -223,9 +244,8 @@ def encoded(image, limits: Limits = DEFAULT_LIMITS) -> bytes:
     """
     data = _encoded_already(image, limits)
     if data is None:
-        picture = _as_rgb_or_grey(_opened(image, limits))
         buffer = io.BytesIO()
-        picture.save(buffer, "PNG", compress_level=1)
+        _opened(image, limits).save(buffer, "PNG", compress_level=1)
         data = buffer.getvalue()
         if len(data) > limits.bytes:
             raise too_many_bytes(len(data), limits)
@@ -246,28 +266,34 @@ def pixels(image, shape, resize: int | None, limits: Limits = DEFAULT_LIMITS) ->
       limits: what a picture may be.
 
     Raises:
-      PictureError: for what is not a picture, or has another size while `resize` is unknown.
+      PictureError: for what is not a picture or too large, also when it is scaled, and for another
+        size while `resize` is unknown.
+      SettingsError: for a `resize` that leaves fewer pixels than the network takes.
     """
+    height, width, _ = shape
+    if resize and resize < max(height, width):
+        raise SettingsError(
+            "resize must be 0 or at least the larger side of the network's pictures, "
+            f"{width} x {height}, which are cut out afterwards, got {resize}"
+        )
     data = _encoded_already(image, limits)
     if data is not None:
         check_picture(data, limits)
-        image = io.BytesIO(data)
-    picture = _opened(image, limits)
-    height, width, _ = shape
+    picture = _opened(image if data is None else data, limits)
     if resize is None and picture.size != (width, height):
         raise PictureError(
             f"gates need a picture of the network's size, {width} x {height}, and this one has "
             f"{picture.width} x {picture.height}; say how the model scales pictures with resize "
             "(--resize), which is preprocessing.resize in the version's assets.extra/gaternet.json"
         )
-    return _fitted(_as_rgb_or_grey(picture), shape, resize or 0)
+    return _fitted(picture, shape, resize or 0, limits)
 
 
 def decode(picture: bytes, shape: tuple[int, int, int], resize: int = 0) -> bytes:
     """Pixels of an encoded picture, uint8 [height, width, channels], as the exported graph sees it.
 
     Raises:
-      PictureError: as `pixels`.
+      PictureError, SettingsError: as `pixels`.
     """
     return pixels(picture, shape, resize)
 
@@ -282,12 +308,12 @@ def _encoded_already(image, limits):
 
 
 def _opened(image, limits):
-    """A loaded PIL image, of what can be one."""
+    """Encoded bytes, an array or a PIL image as a PIL image in a mode that PNG keeps."""
     import PIL.Image
 
     try:
-        if isinstance(image, io.BytesIO):
-            image = PIL.Image.open(image, formats=FORMATS)
+        if isinstance(image, bytes):
+            image = PIL.Image.open(io.BytesIO(image), formats=FORMATS)
         elif not isinstance(image, PIL.Image.Image):
             image = PIL.Image.fromarray(_checked_array(image))
         check_size(image.size, limits)
@@ -297,13 +323,13 @@ def _opened(image, limits):
         if image.format == "BMP" and image.mode == "P":
             # TensorFlow does not look at a BMP's palette.
             image = PIL.Image.frombytes("L", image.size, image.tobytes())
+        return _as_rgb_or_grey(image)
     # Pillow's plugins raise these too on damaged files.
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:
         raise _not_a_picture(str(error).partition("<")[0].strip()) from error
     # Beside our limit Pillow has its own, PIL.Image.MAX_IMAGE_PIXELS, above the default of ours.
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise _not_a_picture(str(error)) from error
-    return image
 
 
 def _checked_array(array):
@@ -351,22 +377,21 @@ def _rgb_of_cmyk(image):
     return PIL.Image.fromarray((ink[..., :3] * ink[..., 3:] // 255).astype(np.uint8))
 
 
-def _fitted(image, shape, resize):
+def _fitted(image, shape, resize, limits):
     """`Preprocessing.fit` of gaternet_tf, without TensorFlow."""
     height, width, channels = shape
     # The graph decodes all to RGB, which drops an alpha channel, and then makes it grey.
     image = image.convert("RGB")
     if channels == 1:
         image = _grey(image)
+    scaled = width, height
     if resize:
         shorter = min(image.size)
-        scaled = [round(side * resize / shorter) for side in image.size]
-        image = _scaled(image, (scaled[0], scaled[1]))
-        left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
-        image = image.crop((left, top, left + width, top + height))
-    else:
-        image = _scaled(image, (width, height))
-    return image.tobytes()
+        scaled = round(image.width * resize / shorter), round(image.height * resize / shorter)
+        # A long and narrow picture may become enormous.
+        check_size(scaled, limits, has="is scaled to")
+    left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
+    return _scaled(image, scaled, (left, top, left + width, top + height)).tobytes()
 
 
 def _grey(image):
@@ -379,15 +404,19 @@ def _grey(image):
     return PIL.Image.fromarray((bands @ weights * np.float32(255.5)).astype(np.uint8))
 
 
-def _scaled(image, size):
-    """`tf.image.resize(antialias=True)`: Pillow's filter, but rounded once, at the end."""
+def _scaled(image, size, box):
+    """`tf.image.resize(antialias=True)`, of which a box is cut out.
+
+    Pillow's filter, but rounded once, at the end.
+    """
     if image.size == size:
-        return image
+        return image.crop(box)
     import numpy as np
     import PIL.Image
 
+    bilinear = PIL.Image.Resampling.BILINEAR
     bands = [
-        np.rint(np.asarray(band.convert("F").resize(size, PIL.Image.Resampling.BILINEAR)))
+        np.rint(np.asarray(band.convert("F").resize(size, bilinear).crop(box)))
         for band in image.split()
     ]
     array = np.stack(bands, axis=-1).clip(0, 255).astype(np.uint8)

@@ -8,9 +8,11 @@ import asyncio
 import base64
 import collections
 import concurrent.futures
+import contextlib
 import http.client
 import json
 import math
+import socket
 import struct
 import threading
 import time
@@ -18,7 +20,7 @@ import urllib.parse
 
 from serving import wire
 from serving.async_transport import AsyncTransport
-from serving.client_errors import SettingsError
+from serving.client_errors import TOO_LARGE, SettingsError
 from serving.transport import (
     METADATA,
     PREDICT,
@@ -61,8 +63,8 @@ class RestServer:
         try:
             port = address.port
         except ValueError:
-            port = -1
-        if not address.hostname or port == -1 or address.path.strip("/") or address.query:
+            port = 0
+        if not address.hostname or port == 0 or address.path.strip("/") or address.query:
             raise SettingsError(
                 f"a REST target must be http://HOST:PORT or https://HOST:PORT, got "
                 f"'{settings.target}'"
@@ -74,6 +76,8 @@ class RestServer:
         self._context = tls.context() if secure else None
         # Idle connections, the one used last first.
         self._idle: collections.deque = collections.deque(maxlen=settings.in_flight)
+        self._busy: set[http.client.HTTPConnection] = set()
+        self._closed = threading.Event()
         self._newest: dict[str, tuple[int, float]] = {}
         self._lock = threading.Lock()
 
@@ -94,12 +98,12 @@ class RestServer:
                 pause = retries.pause(failures)
                 if (
                     error.code not in retries.codes
-                    or "larger than max" in error.details
+                    or TOO_LARGE in error.details
                     or failures >= retries.attempts
                     or time.monotonic() + pause >= deadline
                 ):
                     raise
-                time.sleep(pause)
+                self._closed.wait(pause)
 
     @staticmethod
     def _answer(ask, request, deadline):
@@ -113,7 +117,12 @@ class RestServer:
             ) from error
 
     def close(self):
-        """Closes idle connections."""
+        """Closes all connections; requests under way fail at once."""
+        self._closed.set()
+        for connection in [*self._busy]:
+            if connection.sock is not None:
+                with contextlib.suppress(OSError):
+                    connection.sock.shutdown(socket.SHUT_RDWR)
         while self._idle:
             self._idle.pop().close()
 
@@ -195,7 +204,7 @@ class RestServer:
         if content is not None and len(content) > limit:
             raise CallError(
                 "RESOURCE_EXHAUSTED",
-                f"CLIENT: Sent message larger than max ({len(content)} vs. {limit})",
+                f"CLIENT: Sent message {TOO_LARGE} ({len(content)} vs. {limit})",
             )
         try:
             status, data = self._send(verb, path, content, deadline)
@@ -204,19 +213,23 @@ class RestServer:
         except (OSError, http.client.HTTPException) as error:
             raise CallError("UNAVAILABLE", str(error) or type(error).__name__) from error
         if len(data) > limit:
-            raise CallError(
-                "RESOURCE_EXHAUSTED", f"CLIENT: Received message larger than max ({limit})"
-            )
+            raise CallError("RESOURCE_EXHAUSTED", f"CLIENT: Received message {TOO_LARGE} ({limit})")
         try:
             answer = json.loads(data)
         except ValueError:
-            answer = {"error": data[:200].decode(errors="replace")}
-        if status == 200 and isinstance(answer, dict) and "error" not in answer:
+            answer = data[:200].decode(errors="replace")
+        told = isinstance(answer, dict)
+        if status == 200 and told and "error" not in answer:
             return answer
-        details = str(answer.get("error", answer) if isinstance(answer, dict) else answer)
+        details = str(answer.get("error", answer) if told else answer)
         code = CODES.get(status, "UNKNOWN")
-        if status == 400 and details.startswith(PRECONDITIONS):
+        if status == 400 and not told:
+            # Not from a model server, which says in JSON what is wrong with a request.
+            code, details = "UNKNOWN", f"HTTP 400, {details}"
+        elif status == 400 and details.startswith(PRECONDITIONS):
             code = "FAILED_PRECONDITION"
+        elif status == 413:
+            details = f"SERVER: Received message {TOO_LARGE} ({details})"
         raise CallError(code, details)
 
     def _send(self, verb, path, content, deadline):
@@ -225,30 +238,41 @@ class RestServer:
                 connection, used = self._idle.pop(), True
             except IndexError:
                 connection, used = self._connect(), False
+            self._busy.add(connection)
             try:
-                if connection.sock is None:
-                    connection.timeout = _remaining(deadline)
-                    connection.connect()
-                connection.sock.settimeout(_remaining(deadline))
-                connection.request(verb, path, content, {"Content-Type": "application/json"})
-                # The response closes the connection's socket when it is the last on it.
-                socket = connection.sock
-                socket.settimeout(_remaining(deadline))
-                response = connection.getresponse()
-                data = self._read(response, socket, deadline)
+                return self._exchange_on(connection, verb, path, content, deadline)
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 # A server may end a connection that it kept, for example because it was restarted.
-                if used and not isinstance(error, TimeoutError):
-                    continue
-                raise
-            if response.isclosed():
-                self._idle.append(connection)
-            else:
-                connection.close()
-            return response.status, data
+                if not used or isinstance(error, TimeoutError):
+                    raise
+            finally:
+                self._busy.discard(connection)
 
-    def _read(self, response, socket, deadline):
+    def _exchange_on(self, connection, verb, path, content, deadline):
+        """The status and the body of an answer."""
+        if connection.sock is None:
+            connection.timeout = _remaining(deadline)
+            connection.connect()
+        if self._closed.is_set():
+            connection.close()
+            raise CallError("CANCELLED", "the client was closed")
+        connection.sock.settimeout(_remaining(deadline))
+        # Whoever refuses a large body may answer, and stop reading, before it has come.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.request(verb, path, content, {"Content-Type": "application/json"})
+        # The response closes the connection's socket when it is the last on it.
+        sock = connection.sock
+        sock.settimeout(_remaining(deadline))
+        response = connection.getresponse()
+        data = self._read(response, sock, deadline)
+        if response.isclosed():
+            self._idle.append(connection)
+        else:
+            connection.close()
+        return response.status, data
+
+    def _read(self, response, sock, deadline):
         """The body, at most one byte more than a message may have."""
         room = self._settings.max_message_bytes + 1
         parts = []
@@ -257,7 +281,7 @@ class RestServer:
             parts.append(part)
             room -= len(part)
             if not response.isclosed():
-                socket.settimeout(_remaining(deadline))
+                sock.settimeout(_remaining(deadline))
         if room and response.length:
             raise http.client.IncompleteRead(b"", response.length)
         if response.length == 0:
@@ -387,11 +411,11 @@ class RestTransport(BlockingTransport):
         """The answer of a started request."""
         return handle.result()
 
-    async def close(self):
-        """Ends the threads and closes connections."""
-        server, threads = self._current()[0]
-        threads.shutdown()
+    def end(self, connection):
+        """Closes connections, which ends the threads."""
+        server, threads = connection
         server.close()
+        threads.shutdown(cancel_futures=True)
 
 
 class AsyncRestTransport(AsyncTransport):
@@ -406,14 +430,16 @@ class AsyncRestTransport(AsyncTransport):
         return await self._begin(method, request, timeout)
 
     async def start(self, method, request):
-        """Sends a request when there is room for one more in flight; returns a future of it."""
+        """Begins a request, which waits for a free thread; returns a future of it."""
         return self._begin(method, request, None)
 
     def _begin(self, method, request, timeout):
+        self.check_open()
         loop = asyncio.get_running_loop()
         return loop.run_in_executor(self._threads, self._server.call, method, request, timeout)
 
     async def close(self):
-        """Ends the threads and closes connections."""
-        await asyncio.to_thread(self._threads.shutdown)
+        """Closes connections, which ends the threads."""
+        self._closed = True
         self._server.close()
+        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)

@@ -17,10 +17,13 @@ from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from serving import wire
-from serving.client_errors import SettingsError
+from serving.client_errors import SettingsError, printable
 
 # What gRPC, and a server, take for the size of a message; more than anybody waits, too.
 LARGEST = 2**31 - 1
+# gRPC's names of an address: those with a host and a port, and others.
+HOST_SCHEMES = ("dns", "ipv4", "ipv6")
+OTHER_SCHEMES = ("unix", "unix-abstract", "vsock", "xds", "google-c2p")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +47,7 @@ class CallError(Exception):
     def __init__(self, code: str, details: str):
         super().__init__(f"{code}: {details}")
         self.code = code
-        self.details = " ".join(details.split())
+        self.details = printable(" ".join(details.split()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Tls:
       server_name: the name in the server's certificate, if it is not the target's host.
 
     Raises:
-      SettingsError: for files that are missing or are not what they must be.
+      SettingsError: for files that are missing or are not what they must be, and empty names.
     """
 
     ca: str | os.PathLike | None = None
@@ -85,6 +88,12 @@ class Tls:
     server_name: str | None = None
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) == "":
+                raise SettingsError(
+                    f"a setting of TLS must have a value (--tls_{field.name}), got an empty one; "
+                    "leave it out"
+                )
         if (self.cert is None) != (self.key is None):
             raise SettingsError(
                 "a client's certificate and its key must be given together (--tls_cert, "
@@ -132,28 +141,54 @@ class Settings:
             value = getattr(self, name)
             if not 0 < value <= LARGEST:
                 raise SettingsError(f"{name} must be above 0 and at most {LARGEST:,}, got {value}")
-        if self.target.startswith("http://") and self.tls is not None:
+        if self.target.lower().startswith("http://") and self.tls is not None:
             raise SettingsError(
                 f"TLS over REST needs a target https://HOST:PORT, got '{self.target}'"
+            )
+        if not self.is_rest and not is_grpc_target(self.target):
+            raise SettingsError(
+                "a target must be HOST:PORT with a port from 1 to 65535, http://HOST:PORT, or an "
+                f"address as gRPC names it (unix:/PATH), got '{self.target}'"
             )
 
     @property
     def is_rest(self) -> bool:
         """Whether the target is a REST server's."""
-        return self.target.startswith(("http://", "https://"))
+        return self.target.lower().startswith(("http://", "https://"))
+
+
+def is_grpc_target(target: str) -> bool:
+    """Whether a target is a kind of address that gRPC has, and its ports, if any, are ports.
+
+    gRPC would take a larger port modulo 65536, and the scheme of a URL for the name of a host.
+    """
+    if target.startswith(tuple(f"{scheme}:" for scheme in OTHER_SCHEMES)):
+        return True
+    scheme = re.match("([^/]*):/", target)
+    if scheme and scheme[1] not in HOST_SCHEMES:
+        return False
+    ports = [_host_and_port(address)[1] for address in target.split(",")]
+    return all(
+        port is None or (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 2**16)
+        for port in ports
+    )
+
+
+def _host_and_port(target):
+    target = re.sub(rf"^({'|'.join(HOST_SCHEMES)}):(//[^/]*/)?", "", target)
+    bracketed = re.fullmatch(r"\[(.*)\](?::(.*))?", target)
+    if bracketed:
+        return bracketed[1], bracketed[2]
+    host, colon, port = target.partition(":")
+    # An IPv6 address without a port may come without brackets.
+    return (host, port) if colon and ":" not in port else (target, None)
 
 
 def is_loopback(target: str) -> bool:
     """Whether a gRPC target is this machine itself, which no proxy can reach."""
-    target = re.sub(r"^(dns:(//[^/]*/)?|ipv4:|ipv6:)", "", target)
     if target.startswith(("unix:", "unix-abstract:")):
         return True
-    bracketed = re.match(r"\[(.*)\]", target)
-    # An IPv6 address without a port may come without brackets.
-    host = bracketed[1] if bracketed else target
-    if host.count(":") == 1:
-        host = host.partition(":")[0]
-    host = host.rstrip(".").lower()
+    host = _host_and_port(target)[0].rstrip(".").lower()
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
@@ -174,7 +209,7 @@ class Transport(Protocol):
         """
 
     async def start(self, method: Method, request) -> Any:
-        """Sends a request when there is room for one more in flight; returns a handle of it."""
+        """Begins a request, which is sent when fewer are in flight; returns a handle of it."""
 
     async def wait(self, handle) -> Any:
         """The answer of a started request.
@@ -193,7 +228,7 @@ class Transport(Protocol):
         """Waits."""
 
     async def close(self) -> None:
-        """Frees what the transport holds."""
+        """Gives up what is under way, and frees what the transport holds; once is enough."""
 
 
 def run(coroutine: Coroutine) -> Any:
@@ -206,14 +241,20 @@ def run(coroutine: Coroutine) -> Any:
     raise RuntimeError("a blocking transport must not suspend")
 
 
+def closed_error() -> SettingsError:
+    """The error of a call after `close`."""
+    return SettingsError("the client is closed; make another")
+
+
 class BlockingTransport:
     """Bounds the requests in flight, over all threads, and starts anew in a forked process.
 
-    Subclasses open their connections in `open`, send in `send` and `send_later`.
+    Subclasses open their connections in `open`, end them in `end`, send in `send` and `send_later`.
     """
 
     def __init__(self, settings: Settings):
         self.settings = settings
+        self._closed = False
         # A connection is not usable in a forked process, and closing it there would end it here.
         self._inherited: list[Any] = []
         self._start_anew()
@@ -227,6 +268,10 @@ class BlockingTransport:
         """The connection to the server."""
         raise NotImplementedError
 
+    def end(self, connection) -> None:
+        """Ends the connection, and with it the requests under way."""
+        raise NotImplementedError
+
     def send(self, connection, method: Method, request, timeout: float) -> Any:
         """Sends a request and waits for its answer."""
         raise NotImplementedError
@@ -236,6 +281,8 @@ class BlockingTransport:
         raise NotImplementedError
 
     def _current(self):
+        if self._closed:
+            raise closed_error()
         if self._process != os.getpid():
             self._inherited.append(self._connection)
             self._start_anew()
@@ -248,7 +295,7 @@ class BlockingTransport:
             return self.send(connection, method, request, timeout or self.settings.timeout)
 
     async def start(self, method, request):
-        """Sends a request when there is room for one more in flight; returns a handle of it."""
+        """Sends a request as soon as fewer are in flight; returns a handle of it."""
         connection, slots = self._current()
         slots.acquire()
         try:
@@ -270,6 +317,13 @@ class BlockingTransport:
     async def sleep(self, seconds):
         """Waits."""
         time.sleep(seconds)
+
+    async def close(self):
+        """Ends the connection."""
+        if not self._closed:
+            connection, _ = self._current()
+            self._closed = True
+            self.end(connection)
 
 
 def blocking_transport(settings: Settings) -> Transport:

@@ -4,6 +4,7 @@ They are made from a *descriptor set*, which `pip install` compiles from wire.pr
 generated `_pb2.py` it is not tied to one range of protobuf versions.
 """
 
+import itertools
 import pathlib
 import struct
 import tempfile
@@ -100,8 +101,7 @@ def tensor_rows(tensor) -> list:
     """The elements of a tensor [n] as a list, or of a tensor [n, m] as a list of n lists.
 
     Raises:
-      ValueError: for a dtype that our models do not use, or a number of elements that does not
-        fit the shape.
+      ValueError: for a dtype that our models do not use, or contents that do not fit the shape.
     """
     if tensor.dtype not in _FIELDS:
         raise ValueError(f"tensor dtype must be one of {sorted(_FIELDS)}, got {tensor.dtype}")
@@ -109,12 +109,10 @@ def tensor_rows(tensor) -> list:
     count = 1
     for size in shape:
         count *= size
-    if tensor.tensor_content:
-        # In the sender's byte order, which is little-endian wherever TensorFlow runs.
-        size, code = len(tensor.tensor_content), _CONTENT[tensor.dtype]
-        values = list(
-            struct.unpack(f"<{size // struct.calcsize(code)}{code}", tensor.tensor_content)
-        )
+    if tensor.tensor_content and tensor.dtype == DT_STRING:
+        values = _strings(tensor.tensor_content, count)
+    elif tensor.tensor_content:
+        values = _numbers(tensor.tensor_content, _CONTENT[tensor.dtype])
     else:
         values = list(getattr(tensor, _FIELDS[tensor.dtype]))
         if values:
@@ -126,3 +124,32 @@ def tensor_rows(tensor) -> list:
         return values
     width = count // shape[0] if shape[0] else 0
     return [values[row * width : (row + 1) * width] for row in range(shape[0])]
+
+
+def _numbers(content, code):
+    """In the sender's byte order, which is little-endian wherever TensorFlow runs."""
+    try:
+        return [value for (value,) in struct.iter_unpack(f"<{code}", content)]
+    except struct.error as error:
+        raise ValueError(f"tensor_content of {len(content)} bytes ({error})") from error
+
+
+def _strings(content, count):
+    """The lengths of the strings, as varints, and then all their bytes."""
+    lengths, position = [], 0
+    for _ in range(count):
+        length = shift = 0
+        while True:
+            if position == len(content):
+                raise ValueError(f"tensor_content has fewer than {count} strings")
+            byte = content[position]
+            position += 1
+            length |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+        lengths.append(length)
+    if position + sum(lengths) != len(content):
+        raise ValueError(f"tensor_content has not the {sum(lengths)} bytes of its strings")
+    ends = list(itertools.accumulate(lengths, initial=position))
+    return [content[start:end] for start, end in itertools.pairwise(ends)]

@@ -60,7 +60,10 @@ class FakeModel:
         self.versions = {1: "AVAILABLE"} if versions is None else versions
         self.version_labels = labels or {}
         self.outputs = None
+        self.specs = SPECS
         self.calls = collections.Counter()
+        # Over gRPC also those whose request is too large to be read.
+        self.begun = collections.Counter()
         self.rows = []
         self.connections = 0
         self._lock = threading.Lock()
@@ -147,10 +150,17 @@ class FakeModel:
         if request.model_spec.name != "fake":
             text = f"Could not find any versions of model {request.model_spec.name}"
             raise RefusedError("NOT_FOUND", text)
-        return 0, dict(sorted(self.versions.items(), reverse=True))
+        versions = dict(sorted(self.versions.items(), reverse=True))
+        if request.model_spec.HasField("version"):
+            asked = request.model_spec.version.value
+            if asked not in versions:
+                text = f"Could not find version {asked} of model fake"
+                raise RefusedError("NOT_FOUND", text)
+            return 0, {asked: versions[asked]}
+        return 0, versions
 
     def metadata(self, request):
-        return self._resolved(request.model_spec), SPECS
+        return self._resolved(request.model_spec), self.specs
 
 
 def tensor(values):
@@ -172,11 +182,15 @@ def tensor(values):
 
 
 def grpc_response(method, version, values):
-    """The message that carries an answer."""
+    """The message that carries an answer; `values` may be that message."""
+    if not isinstance(values, dict):
+        return values
     if method == "Predict":
         message = wire.PredictResponse()
         for name, value in values.items():
-            message.outputs[name].CopyFrom(tensor(value))
+            message.outputs[name].CopyFrom(
+                value if isinstance(value, wire.Tensor) else tensor(value)
+            )
         message.model_spec.version.value = version
         return message
     if method == "GetModelStatus":
@@ -210,6 +224,7 @@ class _Handler(grpc.GenericRpcHandler):
     def service(self, handler_call_details):
         method = handler_call_details.method.rpartition("/")[2]
         request_class = getattr(wire, f"{method}Request")
+        self.model.begun[method] += 1
 
         def answer(request, context):
             try:
@@ -251,6 +266,8 @@ HTTP_CODES = {
     "RESOURCE_EXHAUSTED": 429,
     "UNAVAILABLE": 503,
     "DEADLINE_EXCEEDED": 504,
+    # Over gRPC too large a body is RESOURCE_EXHAUSTED too.
+    413: 413,
 }
 
 

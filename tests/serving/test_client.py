@@ -8,6 +8,7 @@ import pathlib
 import pty
 import re
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -127,7 +128,7 @@ def test_a_broken_picture_costs_the_others_nothing(command, pictures, tmp_path):
         "empty.png": "it has no bytes",
         "note.txt": "begins with b'not a pi'",
         "missing.png": "cannot be read (No such file or directory)",
-        "empty": "cannot be read (Is a directory)",
+        "empty": "cannot be read (a directory without pictures in it",
     }
     done = command(good[0], *reasons, good[1])
     assert done.status == 3
@@ -267,6 +268,11 @@ def test_metadata_and_readiness(client):
         (["--timeout=0"], 2, ["--timeout must be above 0", "0.0"]),
         (["--version=1", "--label=x"], 2, ["by version or by label"]),
         (["--in_flight=0"], 2, ["in_flight must be above 0"]),
+        (["--wait_ready=nan"], 2, ["--wait_ready", "0 or above", "nan"]),
+        (["--wait_ready=-1"], 2, ["--wait_ready", "0 or above"]),
+        (["--target=localhost:84036"], 2, ["65535", "localhost:84036"]),
+        (["--target=ftp://localhost:1"], 2, ["HOST:PORT", "ftp://"]),
+        (["--gates", "--resize=4"], 2, ["8 x 8", "got 4"]),
         (["--output=yaml"], 2, ["'table', 'json'", "yaml"]),
         (["--top=0"], 2, ["--top must be above 0"]),
         (["--top=2", "--gates"], 2, ["ask twice"]),
@@ -465,6 +471,64 @@ def test_a_progress_bar_for_many_pictures_on_a_terminal_only(folder):
 
     assert "] 30 of 30" in terminal_output(many)
     assert terminal_output(many[:5]) == ""
+
+
+@pytest.mark.parametrize("flags", [["set"], ["--output=csv", "set"], ["--status"]])
+def test_output_that_cannot_be_written_is_told(folder, flags):
+    with grpc_server(FakeModel()) as target, open("/dev/full", "w") as full:
+        command = ["-m", "serving.client", f"--target={target}", "--model=fake"]
+        done = subprocess.run(
+            [sys.executable, *command, *flags],
+            cwd=folder.parent,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "No space left on device" in done.stderr
+
+
+@pytest.mark.parametrize("serve", [grpc_server, rest_server])
+def test_ctrl_c_ends_the_command_at_once(serve, folder):
+    def before(method, request):
+        if method == "Predict":
+            begun.release()
+            release.wait(30)
+
+    begun, release = threading.Semaphore(0), threading.Event()
+    with serve(FakeModel(before)) as target:
+        flags = [f"--target={target}", "--model=fake", "--batch_size=1", "--timeout=25"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "serving.client", *flags, *["set/a.png"] * 3],
+            cwd=folder.parent,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3):
+            assert begun.acquire(timeout=30)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=15)
+        release.set()
+    assert (process.returncode, out, err) == (130, "", "")
+
+
+def test_control_characters_of_names_stay_in_their_line(fake, folder):
+    name = "set/a\nb\x1b[1m.png"
+    (folder.parent / name).write_bytes(picture(1))
+    done = fake(name, f"{name}.gone")
+    assert done.status == 3
+    assert done.out.splitlines()[1].split()[:2] == [r"set/a\nb\x1b[1m.png", "dog"]
+    (line,) = done.err.splitlines()
+    assert r"error: set/a\nb\x1b[1m.png.gone: cannot be read" in line
+    # For programs names stay what they are.
+    (row,) = json.loads(fake("--output=json", name).out)
+    assert row["picture"] == name
+    _, row = csv.reader(io.StringIO(fake("--output=csv", name).out))
+    assert row[0] == name
 
 
 def test_a_reader_that_has_seen_enough_is_no_traceback(folder):

@@ -23,6 +23,7 @@ from fake_servers import (
 from helpers import ROOT
 from PIL import Image
 
+from serving import wire
 from serving.client import (
     AsyncGaterNetClient,
     Candidate,
@@ -155,8 +156,9 @@ def test_an_output_filter_leaves_out_the_rest(kind, served):
     assert (answer.label, answer.probability) == (None, pytest.approx(0.7))
     (answer,) = call(target, "gates", [picture(1)], ["gates"])
     assert answer == Prediction(None, None, None, 1, (1, 1, 0))
-    with pytest.raises(SettingsError, match="outputs must be some of"):
-        call(target, "classify", [picture(1)], 1, ["scores"])
+    for name in ("scores", "gates"):
+        with pytest.raises(SettingsError, match=rf"outputs must be some of.*\['{name}'\]"):
+            call(target, "classify", [picture(1)], 1, [name])
     with pytest.raises(SettingsError, match="top above 1 needs"):
         call(target, "classify", [picture(1)], 2, ["labels"])
 
@@ -209,7 +211,24 @@ def test_batches_are_cut_by_count_and_by_bytes(served):
         served("grpc", model), "classify", images, batch_size=4, batch_bytes=4000, in_flight=1
     )
     assert labels_of(answers) == ["cat"] * 5 + ["dog"] * 3 + ["cat"] * 2
-    assert model.rows == [4, 2, 1, 1, 2]
+    assert model.rows == [4, 2, 1, 3]
+
+
+@pytest.mark.parametrize("form", ["sync", "asyncio"])
+def test_no_more_files_are_read_than_are_sent(form, served, tmp_path):
+    class LargeFile(os.PathLike):
+        def __fspath__(self):
+            answered.append(model.calls["Predict"])
+            return str(tmp_path / "large.png")
+
+    (tmp_path / "large.png").write_bytes(picture(1, padding=3000))
+    answered = []
+    model = FakeModel()
+    settings = {"form": form, "batch_bytes": 4000, "in_flight": 1}
+    answers = call(served("grpc", model), "classify", [LargeFile() for _ in range(6)], **settings)
+    assert labels_of(answers) == ["dog"] * 6
+    # The next one shows that there is no room for it, and is kept.
+    assert answered == [0, 0, 1, 2, 3, 4]
 
 
 def test_nothing_and_a_generator_of_pictures(served):
@@ -495,6 +514,34 @@ def test_waits_until_a_version_is_available(kind, form, served):
     assert len(seen) == 4
 
 
+@pytest.mark.parametrize(("kind", "form"), FORMS)
+def test_a_client_of_one_version_sees_and_awaits_others(kind, form, served):
+    target = served(kind, FakeModel(versions={1: "AVAILABLE", 2: "AVAILABLE"}))
+    for own, other in ((1, 2), (2, 1)):
+        assert call(target, "wait_ready", other, 5.0, form=form, version=own) == other
+        assert call(target, "wait_ready", None, 5.0, form=form, version=own) == own
+        found = call(target, "status", form=form, version=own)
+        assert found == {2: "AVAILABLE", 1: "AVAILABLE"}
+
+
+def test_waiting_for_ever_or_less_than_nothing_is_refused(served):
+    for seconds in (float("nan"), -1):
+        with pytest.raises(SettingsError, match=f"0 or above.*{seconds}"):
+            call("localhost:1", "wait_ready", None, seconds)
+
+
+def test_waiting_tells_the_last_reason_that_there_was(served):
+    def before(method, request):
+        if model.calls[method] > 1:
+            release.wait(20)
+
+    release = threading.Event()
+    model = FakeModel(before, versions={1: "LOADING"})
+    with pytest.raises(DeadlineError, match="version 1 is LOADING"):
+        call(served("grpc", model), "wait_ready", None, 1.0)
+    release.set()
+
+
 def test_waiting_for_what_failed_to_load_ends_at_once(served):
     model = FakeModel(versions={3: "END: no saved_model.pb", 2: "AVAILABLE"})
     target = served("grpc", model)
@@ -578,6 +625,41 @@ def test_a_server_with_a_smaller_limit_is_asked_in_halves(served):
     assert model.rows == [2]
 
 
+def test_the_largest_message_is_learnt(served):
+    model = FakeModel()
+    target = served("grpc", model, max_bytes=2000)
+    images = [picture(value % 3) for value in range(128)]
+    started = time.monotonic()
+    answers = call(target, "classify", images, in_flight=1, attempts=2)
+    assert labels_of(answers) == [LABELS[value % 3] for value in range(128)]
+    # gRPC itself tries the first one again.
+    assert model.begun["Predict"] - model.calls["Predict"] == 2
+    assert model.calls["Predict"] <= 8
+    assert time.monotonic() - started < 5
+
+
+def test_what_a_rest_server_finds_too_large_is_asked_in_smaller_parts(served):
+    def before(method, request):
+        if method == "Predict" and request.ByteSize() > 2000:
+            raise RefusedError(413, "A body must have at most 2000 bytes")
+
+    model = FakeModel(before)
+    images = [*(picture(value % 3) for value in range(128)), picture(0, padding=2000)]
+    answers = call(served("rest", model), "classify", images, in_flight=1)
+    assert labels_of(answers) == [*(LABELS[value % 3] for value in range(128)), "PictureError"]
+    assert "at most 2000 bytes" in str(answers[-1])
+    # Nothing is sent again as it was, and later ones are as small as the first had to be.
+    assert model.calls["Predict"] - len(model.rows) <= 3
+
+
+def test_a_body_that_a_server_refuses_before_it_has_read_it():
+    answer = http_answer("413 Content Too Large", '{"error": "A body must have at most 9 bytes"}')
+    large = picture(1, padding=20_000_000)
+    with http_server_of(answer) as target:
+        (refused,) = call(target, "classify", [large], version=1, attempts=1)
+    assert "larger than max (A body must have at most 9 bytes)" in str(refused)
+
+
 @pytest.mark.parametrize(
     ("outputs", "words"),
     [
@@ -587,6 +669,13 @@ def test_a_server_with_a_smaller_limit_is_asked_in_halves(served):
             "2 probabilities for 1",
         ),
         ({"labels": ["x"], "class_ids": [5], "probabilities": [[1.0]]}, "do not fit together"),
+        (
+            {"labels": ["x"], "class_ids": [-2], "probabilities": [[1.0]]},
+            "do not fit .*class_id -2",
+        ),
+        ({"labels": ["x"], "class_ids": [[0]], "probabilities": [[1.0]]}, "do not fit together"),
+        ({"labels": [["x"]], "class_ids": [0], "probabilities": [[1.0]]}, "do not fit together"),
+        ({"labels": ["x"], "class_ids": [0], "probabilities": [1.0]}, "do not fit together"),
     ],
 )
 @pytest.mark.parametrize("kind", SERVERS)
@@ -598,8 +687,69 @@ def test_a_model_that_answers_something_else_is_told(kind, outputs, words, serve
 
 
 @pytest.mark.parametrize(
+    "odd",
+    [
+        wire.Tensor(dtype=wire.DT_INT64, tensor_content=b"1234567"),
+        wire.Tensor(dtype=wire.DT_STRING, tensor_content=b"\x05cat"),
+        wire.Tensor(dtype=wire.DATA_TYPES["DT_HALF"]),
+    ],
+)
+@pytest.mark.parametrize("name", ["labels", "class_ids", "probabilities"])
+def test_outputs_that_are_no_tensors_of_ours_are_told(name, odd, served):
+    model = FakeModel()
+    model.outputs = {"labels": ["x"], "class_ids": [0], "probabilities": [[1.0]], name: odd}
+    odd.tensor_shape.Clear()
+    odd.tensor_shape.dim.add(size=1)
+    with pytest.raises(ModelError, match=f"its output {name} is odd.*export.main"):
+        call(served("grpc", model), "classify", [picture(1)])
+
+
+def test_strings_in_tensor_content_are_read(served):
+    # As --enable_serialization_as_tensor_content has it.
+    labels = wire.Tensor(dtype=wire.DT_STRING, tensor_content=b"\x02\x00\xc3\xa9")
+    labels.tensor_shape.dim.add(size=2)
+    model = FakeModel()
+    model.outputs = {"labels": labels, "class_ids": [0, 0], "probabilities": [[1.0]] * 2}
+    assert labels_of(call(served("grpc", model), "classify", [picture(1)] * 2)) == ["\xe9", ""]
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+def test_a_class_of_no_picture_is_an_error_of_the_picture(kind, served):
+    model = FakeModel()
+    model.outputs = {
+        "labels": ["", "dog"],
+        "class_ids": [-1, 1],
+        "probabilities": [[0.0] * 3, [0.1, 0.8, 0.1]],
+    }
+    answers = call(served(kind, model), "classify", [picture(1)] * 2)
+    assert labels_of(answers) == ["PictureError", "dog"]
+    assert "no picture" in str(answers[0])
+
+
+def test_odd_metadata_and_missing_labels_are_told(served):
+    model = FakeModel()
+    model.specs = wire.GetModelMetadataResponse()
+    model.specs.metadata["signature_def"].value = b"\xff"
+    target = served("grpc", model)
+    for method, arguments in (("metadata", []), ("gates", [[picture(1)]])):
+        with pytest.raises(ModelError, match=r"its metadata are odd.*export\.main"):
+            call(target, method, *arguments)
+    model.outputs = {
+        "labels": ["x"],
+        "class_ids": [0],
+        "probabilities": [[1.0]],
+        "classes": wire.Tensor(dtype=wire.DT_STRING),
+    }
+    model.outputs["classes"].tensor_shape.dim.add(size=1)
+    model.outputs["classes"].tensor_shape.dim.add(size=0)
+    with pytest.raises(ModelError, match="do not fit together"):
+        call(target, "classify", [picture(1)], 2)
+
+
+@pytest.mark.parametrize(
     "text",
     [
+        "Malformed request: POST /v1/models/fake/versions/-1:predict",
         "input size does not match signature: 1!=2 len({x}) != len({tag,x}).",
         "output tensor alias not found in signature: nope",
         "Expects arg[0] to be float but string is provided",
@@ -636,6 +786,16 @@ def test_a_request_that_suits_no_picture_is_not_blamed_on_one(text, served):
         ({"target": "local\nhost:1"}, "target must"),
         ({"target": "http://"}, "a REST target must be"),
         ({"target": "http://x:y"}, "a REST target must be"),
+        ({"target": "http://x:0"}, "a REST target must be"),
+        ({"target": "HTTPS://x:y"}, "a REST target must be"),
+        ({"target": "localhost:84036"}, "a port from 1 to 65535"),
+        ({"target": "localhost:0"}, "a port from 1 to 65535"),
+        ({"target": "localhost:"}, "a port from 1 to 65535"),
+        ({"target": "localhost:grpc"}, "a port from 1 to 65535"),
+        ({"target": "dns:///localhost:84036"}, "a port from 1 to 65535"),
+        ({"target": "ipv4:10.0.0.1:1,10.0.0.2:65536"}, "a port from 1 to 65535"),
+        ({"target": "[::1]:65536"}, "a port from 1 to 65535"),
+        ({"target": "ftp://localhost:1"}, "a target must be"),
         ({"target": "http://x:1/v1/models"}, "a REST target must be"),
     ],
 )
@@ -671,6 +831,9 @@ def http_answer(status, body):
     [
         (http_answer("404 Not Found", "<html>"), UnknownModelError, "<html>"),
         (http_answer("200 OK", "<html>"), ServerError, "<html>"),
+        (http_answer("400 Bad Request", "<html>"), ServerError, "HTTP 400, <html>"),
+        (http_answer("504 Gateway Timeout", "proxy"), DeadlineError, "limit of its own.*proxy"),
+        (b"\x00\x1b[1m\r\n\r\n", UnavailableError, r"\\x00\\x1b\[1m"),
         (http_answer("200 OK", "[]"), ServerError, r"UNKNOWN: \[\]"),
         (http_answer("200 OK", "{}"), ServerError, "REST interface gives.*model_version_status"),
         (http_answer("200 OK", '{"model_version_status": [1]}'), ServerError, "REST interface"),
@@ -747,6 +910,85 @@ def test_which_targets_are_this_machine(target, expected):
     from serving.transport import is_loopback
 
     assert is_loopback(target) is expected
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("localhost", "localhost:65535", "::1", "[::1]", "[::1]:1", "dns:///localhost:1"),
+        *("dns://10.0.0.1/localhost:1", "ipv4:10.0.0.1:1,10.0.0.2:2", "ipv6:[::1]:1"),
+        *("unix:/run/s:84036", "unix:///run/s", "xds:///models", "HTTP://localhost:1"),
+    ],
+)
+def test_targets_of_every_kind_are_taken(target):
+    from serving.transport import Settings
+
+    Settings(target)
+
+
+@pytest.mark.parametrize(("kind", "form"), FORMS)
+def test_a_closed_client_says_so(kind, form, served):
+    target = served(kind, FakeModel())
+
+    async def ask():
+        client = AsyncGaterNetClient(target, "fake", batch_size=1)
+        await client.classify([picture(1)])
+        for _ in range(2):
+            await client.close()
+        for count in (1, 3):
+            with pytest.raises(SettingsError, match="the client is closed"):
+                await client.classify([picture(1)] * count)
+
+    if form == "asyncio":
+        asyncio.run(ask())
+        return
+    client = GaterNetClient(target, "fake", batch_size=1)
+    client.classify([picture(1)])
+    for _ in range(2):
+        client.close()
+    for count in (1, 3):
+        with pytest.raises(SettingsError, match="the client is closed"):
+            client.classify([picture(1)] * count)
+
+
+@pytest.mark.parametrize(("kind", "form"), FORMS)
+def test_closing_does_not_wait_for_requests_under_way(kind, form, served):
+    begun, release = threading.Semaphore(0), threading.Event()
+
+    def before(method, request):
+        if method == "Predict":
+            begun.release()
+            release.wait(20)
+
+    target = served(kind, FakeModel(before))
+    settings = {"batch_size": 1, "in_flight": 3, "timeout": 15}
+    images = [picture(1)] * 9
+
+    async def leave():
+        async with AsyncGaterNetClient(target, "fake", **settings) as client:
+            task = asyncio.create_task(client.classify(images))
+            await asyncio.to_thread(begun.acquire)
+            task.cancel()
+
+    def classify():
+        try:
+            client.classify(images)
+        except ClientError as error:
+            errors.append(error)
+
+    errors = []
+    started = time.monotonic()
+    if form == "asyncio":
+        asyncio.run(leave())
+    else:
+        with GaterNetClient(target, "fake", **settings) as client:
+            thread = threading.Thread(target=classify)
+            thread.start()
+            begun.acquire()
+        thread.join()
+        assert len(errors) == 1
+    assert time.monotonic() - started < 5
+    release.set()
 
 
 def test_the_pid_alone_starts_a_client_anew(served):

@@ -47,8 +47,8 @@ def test_every_command_and_program_runs(language, block, tmp_path):
 
 
 def test_the_exit_statuses_are_those_of_the_help():
-    rows = re.findall(r"^\| (\d) \| (.*?) \|$", TEXT, re.MULTILINE)
-    told = re.findall(r"^  (\d)  (.*)$", client_command.EPILOG, re.MULTILINE)
+    rows = re.findall(r"^\| (\d+) \| (.*?) \|$", TEXT, re.MULTILINE)
+    told = re.findall(r"^  (\d+)  (.*)$", client_command.EPILOG, re.MULTILINE)
     assert [number for number, _ in rows] == [number for number, _ in told]
     for (_, long), (_, short) in zip(rows, told, strict=True):
         assert re.findall(r"\w+", long)[:2] == re.findall(r"\w+", short)[:2]

@@ -179,6 +179,15 @@ def test_files_that_are_not_what_they_must_be_are_wrong_usage(files, words, pems
     assert "serving.client: error: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["ca", "cert", "key", "server_name"])
+@pytest.mark.parametrize("target", ["localhost:1", "https://localhost:1"])
+def test_empty_settings_do_not_stand_for_the_default(name, target, capsys):
+    with pytest.raises(SettingsError, match=f"--tls_{name}.*an empty one"):
+        Tls(**{name: ""})
+    assert main([f"--tls_{name}=", f"--target={target}", "picture.png"]) == 2
+    assert "empty" in capsys.readouterr().err
+
+
 def test_tls_over_plain_http_is_refused(pems):
     with pytest.raises(SettingsError, match="needs a target https://"):
-        GaterNetClient("http://localhost:1", "fake", tls=Tls(ca=pems / "ca.pem"))
+        GaterNetClient("HTTP://localhost:1", "fake", tls=Tls(ca=pems / "ca.pem"))

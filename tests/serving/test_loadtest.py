@@ -3,10 +3,14 @@
 import asyncio
 import collections
 import json
+import signal
+import subprocess
+import sys
 import threading
 
 import pytest
 from fake_servers import FakeModel, RefusedError, grpc_server, picture, rest_server
+from helpers import ROOT
 
 from serving.loadtest import Load, Report, percentile, run_load
 
@@ -110,6 +114,90 @@ def test_a_fixed_duration():
         assert report.latencies
 
 
+def test_an_open_loop_ends_in_time_and_tells_what_was_not_sent():
+    async def main(load):
+        async def send():
+            await asyncio.sleep(0.02)
+            return "OK"
+
+        return await run_load(load, send)
+
+    # 4 callers and 20 ms a request: 200 a second at most.
+    for rate in (1000, 1e9):
+        report = asyncio.run(main(Load(rate=rate, concurrency=4, duration=0.5)))
+        assert report.seconds < 0.9
+        assert 4 <= report.sent <= 104
+        assert report.to_dict()["not_sent"] == report.not_sent == rate * 0.5 - report.sent
+        assert f"{report.not_sent} more were due" in report.to_text()
+    report = asyncio.run(main(Load(rate=1e9, concurrency=4, duration=5, requests=8)))
+    assert (report.sent, report.not_sent) == (8, 0)
+    assert "due" not in report.to_text()
+
+
+@pytest.mark.parametrize("rate", [None, 1000])
+def test_who_interrupts_a_load_gets_its_report(rate):
+    async def main():
+        async def send():
+            await asyncio.sleep(60 if len(sent) == 7 else 0)
+            sent.append(1)
+            return "OK"
+
+        sent = []
+        load = asyncio.create_task(run_load(Load(rate=rate, concurrency=1, duration=None), send))
+        while len(sent) < 7:
+            await asyncio.sleep(0.01)
+        load.cancel()
+        return await load
+
+    report = asyncio.run(main())
+    assert (report.interrupted, report.sent, report.not_sent) == (True, 7, 0)
+
+
+@pytest.mark.parametrize("serve", [grpc_server, rest_server])
+@pytest.mark.parametrize("warmup", [0, 60])
+def test_ctrl_c_ends_a_load(serve, warmup):
+    def before(method, request):
+        if method == "Predict" and model.calls["Predict"] == 9:
+            begun.set()
+        if model.calls["Predict"] >= 9:
+            release.wait(30)
+
+    begun, release = threading.Event(), threading.Event()
+    model = FakeModel(before)
+    with serve(model) as target:
+        command = ["-m", "serving.loadtest", f"--target={target}", "--model=fake"]
+        process = subprocess.Popen(
+            [sys.executable, *command, f"--warmup={warmup}", "--concurrency=1", "--timeout=25"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert begun.wait(30)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=15)
+        release.set()
+    assert (process.returncode, err) == (130, "")
+    # One came before the load, and the ninth was not answered.
+    assert out == "" if warmup else "(7 of 7 answered" in out
+
+
+def test_a_report_that_cannot_be_written(load):
+    with grpc_server(FakeModel()) as target, open("/dev/full", "w") as full:
+        flags = [f"--target={target}", "--model=fake", "--warmup=0", "--requests=1"]
+        done = subprocess.run(
+            [sys.executable, "-m", "serving.loadtest", *flags],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("serving.loadtest: error: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert "No space left" in done.stderr
+
+
 def test_percentiles_are_of_the_values():
     values = [float(value) for value in range(1, 201)]
     assert [percentile(values, share) for share in (50, 90, 99)] == [100.0, 180.0, 198.0]
@@ -125,13 +213,18 @@ def test_percentiles_are_of_the_values():
     [
         (["--target=localhost:1"], 4, "localhost:1"),
         (["--model=nope"], 5, "no model 'nope'"),
-        (["missing.png"], 1, "cannot be read"),
+        (["missing.png"], 1, "missing.png: cannot be read"),
+        (["--input=gates", "missing.png"], 1, "missing.png: cannot be read"),
+        (["broken.png"], 1, "refused the request: Invalid PNG data"),
         (["--requests=0"], 2, "--requests must be above 0"),
         (["--rate=-1"], 2, "--rate must be above 0"),
+        (["--rate=inf"], 2, "--rate must be above 0 and finite"),
         (["--warmup=-1"], 2, "--warmup must be 0 or above"),
+        (["--warmup=nan"], 2, "--warmup must be 0 or above"),
     ],
 )
-def test_what_cannot_be_measured_is_told(load, flags, status, words):
+def test_what_cannot_be_measured_is_told(load, flags, status, words, tmp_path):
+    (tmp_path / "broken.png").write_bytes(picture(0, broken=True))
     done = load(FakeModel(), "--requests=1", *flags)
     assert (done.status, done.out) == (status, "")
     assert words in done.err

@@ -13,7 +13,8 @@ from PIL import Image, ImageOps
 
 from gaternet_tf.data import Preprocessing
 from gaternet_tf.data.preprocessing import decode_rgb
-from serving.client import PictureError
+from serving.client import PictureError, SettingsError
+from serving.picture_limit import pixels as pixels_on_the_server
 from serving.pictures import Header, Limits, check_picture, decode, encoded, pixels
 
 SAVED = {
@@ -124,6 +125,41 @@ def test_a_bomb_is_refused_by_its_header():
         check_picture(frame + struct.pack("<HH", 60_000, 60_000) + b"\0\x02\x01\0\0;")
 
 
+def gif(size=(5, 5), frames=(), ends=True):
+    """A GIF of frames (left, top, width, height) that each have no pixels but a whole end."""
+    screen = b"GIF89a" + struct.pack("<HH", *size) + bytes(3)
+    blocks = [b"," + struct.pack("<HHHH", *frame) + b"\0\x02\x01\0\0" for frame in frames]
+    return screen + b"".join(blocks) + (b";" if ends else b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (gif(frames=[(60_000, 60_000, 9, 9)]), "60009 x 60009"),
+        (gif(frames=[(0, 0, 4_000, 4_000)] * 41), "4000 x 4000 in each of 41 frames"),
+        (gif(frames=[(0, 0, 4_000, 4_000)] * 41)[:-3], "4000 x 4000 in each of 41"),
+    ],
+)
+def test_a_gif_is_as_large_as_all_its_frames(data, words):
+    with pytest.raises(PictureError, match=f"50,000,000 pixels, and this one has {words}"):
+        check_picture(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(saved(random_image(mode=mode), name) for name, mode in KINDS),
+        saved(random_image(), "GIF", save_all=True, append_images=[random_image(seed=1)]),
+        *(gif(frames=[(9, 0, 3, 20), (0, 0, 7, 7)], ends=ends) for ends in (True, False)),
+    ],
+)
+def test_the_client_refuses_what_a_server_with_the_same_limit_refuses(data):
+    size = pixels_on_the_server(data)
+    check_picture(data, Limits(pixels=size))
+    with pytest.raises(PictureError, match="pixels, and this one has"):
+        check_picture(data, Limits(pixels=size - 1))
+
+
 def test_limits_can_be_set():
     data = saved(random_image(), "PNG")
     check_picture(data, Limits(pixels=40 * 31, bytes=len(data)))
@@ -156,6 +192,16 @@ def test_damage_is_told_and_never_more_than_that(kind, changes, cut):
             check(data)
         except PictureError as error:
             assert str(error)  # noqa: PT017 - either may come
+
+
+@pytest.mark.parametrize("mode", Image.MODES)
+def test_every_mode_of_pillow_is_sent_or_is_an_error_of_the_picture(mode):
+    image = Image.new(mode, (8, 8))
+    for prepare in (encoded, lambda image: pixels(image, (8, 8, 3), None)):
+        try:
+            assert len(prepare(image)) > 60
+        except PictureError:
+            assert mode in ("F", "I", "LAB", "La")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "HSV", "RGBX"])
@@ -196,6 +242,8 @@ def test_arrays_become_png_of_the_same_pixels(shape):
         (np.zeros([0, 4], np.uint8), "whole|0 pixels"),
         (Image.new("F", (4, 4)), "mode 'F'"),
         (Image.new("I", (4, 4)), "mode 'I'"),
+        (Image.new("La", (4, 4)), "La"),
+        (io.BytesIO(b""), "got BytesIO"),
         (None, "got NoneType"),
         ("a\0b", "cannot be read"),
     ],
@@ -216,6 +264,22 @@ def test_pictures_are_scaled_as_evaluation_does(channels, size, resize, source):
     difference = np.abs(ours.reshape(preprocessing.shape).astype(int) - graph)
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.01
+
+
+def test_a_long_picture_that_would_be_enormous_when_it_is_scaled_is_refused():
+    for size in ((500_000, 1), (1, 500_000)):
+        data = saved(Image.new("L", size), "PNG")
+        check_picture(data)
+        with pytest.raises(PictureError, match=r"50,000,000 pixels.*scaled to .*16000000"):
+            pixels(data, (32, 32, 1), 32)
+    assert pixels(random_image((90, 1)), (8, 8, 3), 8, Limits(pixels=8 * 8 * 90))
+
+
+def test_a_resize_that_leaves_less_than_the_network_takes_is_refused():
+    for image in (random_image(), random_image((8, 8))):
+        with pytest.raises(SettingsError, match=r"at least the larger side .* 8 x 6, .* got 7"):
+            pixels(image, (6, 8, 3), 7)
+        assert len(pixels(image, (6, 8, 3), 8)) == 6 * 8 * 3
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -135,6 +135,15 @@ def test_fields_that_are_not_ours_are_skipped():
     assert wire.tensor_rows(wire.Tensor.FromString(of(tensor))) == [0.5]
 
 
+def string_list(strings):
+    """Strings in tensor_content: all lengths as varints, and then all strings."""
+    lengths = b"".join(
+        bytes([len(one)]) if len(one) < 128 else bytes([len(one) % 128 + 128, len(one) // 128])
+        for one in strings
+    )
+    return lengths + b"".join(strings)
+
+
 DTYPES = st.sampled_from([np.float32, np.uint8, np.int64, object])
 
 
@@ -147,11 +156,22 @@ DTYPES = st.sampled_from([np.float32, np.uint8, np.int64, object])
 @hypothesis.settings(deadline=None, max_examples=60)
 def test_tensors_are_read_from_typed_fields_and_from_contents(dtype, shape, typed, seed):
     array = np.random.default_rng(seed).integers(0, 255, shape).astype(np.int64)
-    array = array.astype(str).astype("S").astype(object) if dtype is object else array.astype(dtype)
-    if typed or dtype is object:
+    if dtype is object:
+        array = np.vectorize(lambda size: b"x" * size, otypes=[object])(array)
+    else:
+        array = array.astype(dtype)
+    if typed:
         from serving.servable import typed_proto
 
         theirs = typed_proto(array)
+    elif dtype is object:
+        theirs = tensor_pb2.TensorProto(
+            dtype=types_pb2.DT_STRING,
+            tensor_shape=tf.TensorShape(array.shape).as_proto(),
+            tensor_content=string_list(array.ravel()),
+        )
+        # TensorFlow's kernels understand what the server sends; Python's make_ndarray does not.
+        assert tf.io.parse_tensor(of(theirs), tf.string).numpy().tolist() == array.tolist()
     else:
         theirs = tf.make_tensor_proto(array)
     assert wire.tensor_rows(wire.Tensor.FromString(of(theirs))) == array.tolist()
@@ -180,6 +200,26 @@ def test_a_repeated_last_element_may_be_left_out():
                 dtype=types_pb2.DT_INT64, tensor_shape=tf.TensorShape([2]).as_proto()
             ),
             "must have 2 elements, got 0",
+        ),
+        (
+            tensor_pb2.TensorProto(dtype=types_pb2.DT_FLOAT, tensor_content=b"12345"),
+            "tensor_content of 5 bytes",
+        ),
+        *(
+            (
+                tensor_pb2.TensorProto(
+                    dtype=types_pb2.DT_STRING,
+                    tensor_content=content,
+                    tensor_shape=tf.TensorShape([2]).as_proto(),
+                ),
+                words,
+            )
+            for content, words in [
+                (b"\x01", "fewer than 2 strings"),
+                (b"\x01\xff", "fewer than 2 strings"),
+                (b"\x01\x02ab", "not the 3 bytes"),
+                (b"\x01\x00ab", "not the 1 bytes"),
+            ]
         ),
     ],
 )
