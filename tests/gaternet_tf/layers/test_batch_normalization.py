@@ -32,7 +32,8 @@ def test_it_computes_what_keras_does(training):
     ours = results(BatchNormalization, IMAGES, training)
     theirs = results(keras.layers.BatchNormalization, IMAGES, training)
     for one, other in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(one, other, rtol=2e-4, atol=2e-4)
+        # Sums over many images are rounded in other orders, and differ by their largest parts.
+        np.testing.assert_allclose(one, other, rtol=0, atol=2e-5 * np.abs(other).max())
 
 
 def test_moving_statistics_are_those_of_the_batch_itself():
