@@ -1,8 +1,10 @@
 """What several test files call."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -40,6 +42,27 @@ def run_module(module, *arguments, cwd, timeout=300, prepare=None) -> Finished:
         preexec_fn=prepare,
     )
     return Finished(done.returncode, done.stdout, done.stderr)
+
+
+@contextlib.contextmanager
+def running(module, *arguments, cwd):
+    """`python -m module arguments` as a process to talk with; it is killed if it still runs.
+
+    Ctrl-C ends it, also where a script started the tests with `&`, whose processes ignore it.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def small_config(data_dir, **changes):

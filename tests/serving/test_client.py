@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from fake_servers import FakeModel, RefusedError, grpc_server, picture, rest_server
-from helpers import ROOT
+from helpers import ROOT, running
 from PIL import Image
 
 from serving.client import GaterNetClient, PictureError, check_picture
@@ -500,18 +500,12 @@ def test_ctrl_c_ends_the_command_at_once(serve, folder):
     begun, release = threading.Semaphore(0), threading.Event()
     with serve(FakeModel(before)) as target:
         flags = [f"--target={target}", "--model=fake", "--batch_size=1", "--timeout=25"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "serving.client", *flags, *["set/a.png"] * 3],
-            cwd=folder.parent,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(3):
-            assert begun.acquire(timeout=30)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=15)
+        pictures = ["set/a.png"] * 3
+        with running("serving.client", *flags, *pictures, cwd=folder.parent) as process:
+            for _ in pictures:
+                assert begun.acquire(timeout=30)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=15)
         release.set()
     assert (process.returncode, out, err) == (130, "", "")
 

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 from fake_servers import FakeModel, RefusedError, grpc_server, picture, rest_server
-from helpers import ROOT
+from helpers import ROOT, running
 
 from serving.loadtest import Load, Report, percentile, run_load
 
@@ -165,17 +165,11 @@ def test_ctrl_c_ends_a_load(serve, warmup):
     begun, release = threading.Event(), threading.Event()
     model = FakeModel(before)
     with serve(model) as target:
-        command = ["-m", "serving.loadtest", f"--target={target}", "--model=fake"]
-        process = subprocess.Popen(
-            [sys.executable, *command, f"--warmup={warmup}", "--concurrency=1", "--timeout=25"],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert begun.wait(30)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=15)
+        flags = [f"--target={target}", "--model=fake", f"--warmup={warmup}", "--concurrency=1"]
+        with running("serving.loadtest", *flags, "--timeout=25", cwd=ROOT) as process:
+            assert begun.wait(30)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=15)
         release.set()
     assert (process.returncode, err) == (130, "")
     # One came before the load, and the ninth was not answered.

@@ -6,12 +6,10 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
-from helpers import ROOT, run_module
+from helpers import ROOT, run_module, running
 from toy_models import write_toy
 
 from serving.client import GaterNetClient
@@ -21,17 +19,8 @@ from serving.demo import local_server
 @contextlib.contextmanager
 def started(*flags):
     """A server process and its first line; killed with the block if it still runs."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "serving.server", "--port=0", *flags],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            yield process, process.stdout.readline()
-        finally:
-            process.kill()
+    with running("serving.server", "--port=0", *flags, cwd=ROOT) as process:
+        yield process, process.stdout.readline()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -57,17 +46,13 @@ def test_starts_on_loopback_and_stops_cleanly_on_a_signal(exported, number):
 def test_a_signal_ends_a_server_that_is_starting(tmp_path, number):
     # It begins to read, and there is no end.
     os.mkfifo(tmp_path / "models.config")
-    with subprocess.Popen(
-        [sys.executable, "-m", "serving.server", "--port=0", "--model_config_file=models.config"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    ) as process:
-        try:
-            with open(tmp_path / "models.config", "w"):
-                process.send_signal(number)
-                assert process.wait(timeout=30) == 128 + number
-        finally:
-            process.kill()
+    flags = ["--port=0", "--model_config_file=models.config"]
+    with (
+        running("serving.server", *flags, cwd=tmp_path) as process,
+        open(tmp_path / "models.config", "w"),
+    ):
+        process.send_signal(number)
+        assert process.wait(timeout=30) == 128 + number
 
 
 @pytest.mark.parametrize("verbosity", [[], ["--verbosity=0"]])
