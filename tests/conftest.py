@@ -1,6 +1,7 @@
 """What all tests share: two logical CPUs, one small trained run, its export, a running server."""
 
 import os
+import signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -12,6 +13,15 @@ from helpers import run_module, small_config
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
+
+
+def pytest_configure():
+    """Ctrl-C is not ignored, as it is where a script started the tests with `&`.
+
+    What the tests start would ignore it too.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(name="run_module")

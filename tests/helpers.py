@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 
@@ -27,29 +26,28 @@ class Finished:
             assert word in self.err + self.out, (word, self.out, self.err)
 
 
-def run_module(module, *arguments, cwd, timeout=300, prepare=None) -> Finished:
+def run_module(module, *arguments, cwd, timeout=300, prepare=":") -> Finished:
     """Runs `python -m module arguments` in another directory, as a user would.
 
-    `prepare` is called in the new process before, for limits and the like.
+    `prepare` is what a shell does before, for limits and the like. (Not `preexec_fn`: a process
+    with gRPC's threads in it must not run Python between fork and exec; gRPC wakes up there, and
+    complains on the new process's stderr.)
     """
+    command = [sys.executable, "-m", module, *map(str, arguments)]
     done = subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
+        ["sh", "-c", f'{prepare}; exec "$@"', "sh", *command],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=timeout,
-        preexec_fn=prepare,
     )
     return Finished(done.returncode, done.stdout, done.stderr)
 
 
 @contextlib.contextmanager
 def running(module, *arguments, cwd):
-    """`python -m module arguments` as a process to talk with; it is killed if it still runs.
-
-    Ctrl-C ends it, also where a script started the tests with `&`, whose processes ignore it.
-    """
+    """`python -m module arguments` as a process to talk with; it is killed if it still runs."""
     with subprocess.Popen(
         [sys.executable, "-m", module, *map(str, arguments)],
         cwd=cwd,
@@ -57,7 +55,6 @@ def running(module, *arguments, cwd):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         try:
             yield process

@@ -1,9 +1,7 @@
 """python -m export.main as a user types it."""
 
-import functools
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -107,20 +105,16 @@ def test_other_pictures_warm_up_and_old_versions_go(tmp_path, exported, trained)
 
 def test_readable_by_others_whatever_the_umask(tmp_path, trained):
     flags = [f"--workdir={trained.path}", "--output_dir=models/gaternet"]
-    prepare = functools.partial(os.umask, 0o077)
-    assert run_module("export.main", *flags, cwd=tmp_path, prepare=prepare).status == 0
+    assert run_module("export.main", *flags, cwd=tmp_path, prepare="umask 077").status == 0
     for path in [tmp_path / "models", *(tmp_path / "models").rglob("*")]:
         wanted = 0o755 if path.is_dir() else 0o644
         assert path.stat().st_mode & 0o777 == wanted, path
 
 
 def test_no_room_is_told_and_leaves_nothing(tmp_path, trained):
-    def little_room():
-        # Stands for a full disk: no file may become larger.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
-
     flags = [f"--workdir={trained.path}", "--output_dir=models/gaternet"]
-    done = run_module("export.main", *flags, cwd=tmp_path, prepare=little_room)
+    # Stands for a full disk: no file may become larger than 50 blocks of 512 bytes.
+    done = run_module("export.main", *flags, cwd=tmp_path, prepare="ulimit -f 50")
     done.assert_refused("could not be", "make room")
     assert os.listdir(tmp_path) == []
 
