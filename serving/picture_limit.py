@@ -10,12 +10,11 @@ import struct
 from collections.abc import Iterable
 
 from serving.errors import invalid
+from serving.picture_headers import JPEG_FRAMES, JPEG_SCAN, read_gif
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ANIMATED = 0x02  # Among the flags of an extended WebP.
 _JPEG_XL = (b"\xff\n", b"\0\0\0\x0cJXL \r\n\x87\n")
-# Start-of-frame markers: all of 0xC0 to 0xCF but for DHT, JPG and DAC.
-_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 def pixels(picture: bytes) -> int:
@@ -81,10 +80,10 @@ def _jpeg(data):
     largest, at = 0, 2
     while (at := data.find(b"\xff", at)) != -1 and at + 9 <= len(data):
         marker = data[at + 1]
-        if marker in _FRAMES:
+        if marker in JPEG_FRAMES:
             height, width = struct.unpack_from(">HH", data, at + 5)
             largest = max(largest, width * height)
-        if marker == 0xDA:
+        if marker == JPEG_SCAN:
             # A scan: a baseline file has its size before it. Later frames would be another picture.
             break
         if marker in (0x00, 0x01, 0xFF, *range(0xD0, 0xD9)):
@@ -99,26 +98,11 @@ def _gif(data):
 
     A truncated file counts as far as it goes, as the decoder has it.
     """
-    if len(data) < 13:
+    try:
+        gif = read_gif(data)
+    except struct.error:
         return 0
-    width, height, flags = struct.unpack_from("<HHB", data, 6)
-    at, frames = 13 + _colour_table(flags), 0
-    while at + 10 < len(data) and data[at] in (0x2C, 0x21):
-        if data[at] == 0x2C:
-            left, top, wide, high, flags = struct.unpack_from("<HHHHB", data, at + 1)
-            width, height = max(width, left + wide), max(height, top + high)
-            frames += 1
-            at += 11 + _colour_table(flags)
-        else:
-            at += 2
-        while at < len(data) and data[at]:
-            at += 1 + data[at]
-        at += 1
-    return width * height * max(frames, 1)
-
-
-def _colour_table(flags):
-    return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
+    return gif.width * gif.height * max(gif.frames, 1)
 
 
 def _is_webp(data):

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from serving.client_errors import PictureError, SettingsError
+from serving.picture_headers import JPEG_FRAMES, JPEG_SCAN, read_gif
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF")
 MAX_PIXELS = 50_000_000
@@ -120,13 +121,6 @@ def _png(data):
     return width, height
 
 
-# Start-of-frame markers; 0xC4, 0xC8 and 0xCC in between are other things.
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_SCAN = 0xDA
-# What a block of a GIF begins with.
-_EXTENSION, _FRAME = 0x21, 0x2C
-
-
 def _jpeg(data):
     size = None
     position = 2
@@ -139,10 +133,10 @@ def _jpeg(data):
         if marker == 0xFF:  # padding
             position += 1
             continue
-        if marker == _SCAN:
+        if marker == JPEG_SCAN:
             break
         (length,) = struct.unpack_from(">H", data, position + 2)
-        if marker in _JPEG_FRAMES:
+        if marker in JPEG_FRAMES:
             height, width = struct.unpack_from(">HH", data, position + 5)
             size = width, height
         position += 2 + length
@@ -157,33 +151,10 @@ def _jpeg(data):
 
 def _gif(data):
     """Counts all frames, as a server does; only the first must be whole."""
-    width, height = struct.unpack_from("<HH", data, 6)
-    position = 13 + _color_table(data[10])
-    frames, whole = 0, False
-    try:
-        while (kind := data[position]) in (_EXTENSION, _FRAME):
-            if kind == _FRAME:
-                left, top, wide, high, flags = struct.unpack_from("<HHHHB", data, position + 1)
-                width, height = max(width, left + wide), max(height, top + high)
-                frames += 1
-                position += 11 + _color_table(flags)
-            else:
-                position += 2
-            while data[position]:
-                position += 1 + data[position]
-            position += 1
-            whole = whole or kind == _FRAME
-    except (struct.error, IndexError):
-        if not whole:
-            raise
-    if not frames:
-        raise _not_a_picture("the GIF has no frame")
-    return width, height, frames
-
-
-def _color_table(flags):
-    """Bytes of the table that follows a GIF's screen or frame."""
-    return 3 * 2 ** (flags % 8 + 1) if flags & 0x80 else 0
+    gif = read_gif(data)
+    if not gif.whole:
+        raise _truncated("GIF") if gif.cut else _not_a_picture("the GIF has no frame")
+    return gif.width, gif.height, gif.frames
 
 
 def _bmp(data):
