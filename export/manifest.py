@@ -3,10 +3,11 @@
 import hashlib
 import pathlib
 
+from gaternet_tf.documents import read_json, write_json
 from gaternet_tf.macs import gate_macs, layer_macs
 from gaternet_tf.manifest import FORMAT, PLACE
 from gaternet_tf.models import gate_map
-from gaternet_tf.runs import RunDirectory, git_commit, package_versions, read_json, write_json
+from gaternet_tf.runs import RunDirectory, git_commit, package_versions
 
 
 def write_manifest(directory: pathlib.Path, run: RunDirectory, model, name: str, how: dict) -> None:

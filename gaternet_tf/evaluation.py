@@ -9,10 +9,11 @@ import numpy as np
 import tensorflow as tf
 
 from gaternet_tf.data import Dataset, evaluation_batches, open_dataset
+from gaternet_tf.documents import write_json
 from gaternet_tf.errors import UserError
 from gaternet_tf.macs import gate_macs, layer_macs
 from gaternet_tf.models import gate_map
-from gaternet_tf.runs import open_run, write_json
+from gaternet_tf.runs import open_run
 
 
 class Evaluator:

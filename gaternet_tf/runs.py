@@ -18,9 +18,32 @@ import tempfile
 from collections.abc import Iterator
 
 from gaternet_tf.data import Preprocessing
+from gaternet_tf.documents import NUMBER, OPTIONAL_TEXT, read_json, write_json, write_text
 from gaternet_tf.errors import UserError
 
 FORMAT = "gaternet-run-1"
+PARTS = {
+    "config": {
+        "backbone": str,
+        "gater": str,
+        "width": int,
+        "attention": str,
+        "gated_convs": str,
+        "head_batch_norm": bool,
+        "sparsity": NUMBER,
+        "dataset": str,
+        "seed": int,
+    },
+    "dataset": {"name": str, "version": str, "test_split": str, "labels": [str]},
+    "preprocessing": dict,
+    "versions": {"python": str, "tensorflow": str, "keras": str},
+    "git_commit": OPTIONAL_TEXT,
+}
+"""What config.json of a finished run has at least; other rooms count on it."""
+RESULT = {"parameters": int}
+MEASURED = {"test_accuracy": NUMBER, "test_loss": NUMBER, "macs": NUMBER, "macs_on": NUMBER}
+OF_GATES = {"gates": int, "gate_rate": NUMBER, "gates_input_dependent": int}
+"""What result.json has: of every run, of one that was not converted, and of one with gates."""
 
 
 class RunDirectory:
@@ -191,7 +214,7 @@ def open_run(path: str | os.PathLike) -> RunDirectory:
     """Opens a finished run for reading.
 
     Raises:
-      UserError: when there is no run at `path`, or it did not finish.
+      UserError: when there is no run at `path`, it did not finish, or its documents are damaged.
     """
     run = RunDirectory(path)
     if not run.path.is_dir():
@@ -207,7 +230,26 @@ def open_run(path: str | os.PathLike) -> RunDirectory:
             f"{run.config['epochs']} epochs without a result.json; finish it by the command that "
             "started it, which resumes it"
         )
+    _require_documents(run)
     return run
+
+
+def _require_documents(run):
+    """Whoever opens a finished run may rely on its documents."""
+    try:
+        file = run.config_file
+        document = read_json(file, PARTS)
+        Preprocessing.from_dict(document["preprocessing"])
+        file = run.result_file
+        result = read_json(file, RESULT)
+        if "converted_from" not in result:
+            gated = document["config"]["gater"] != "none"
+            read_json(file, MEASURED | (OF_GATES if gated else {}))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"'{file}' of a finished run must be as train.main wrote it, and is not ({error}); "
+            "bring it back from a copy, or train again"
+        ) from error
 
 
 def _require_run(run):
@@ -266,23 +308,3 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def read_json(path: pathlib.Path) -> dict:
-    """Reads a JSON file."""
-    return json.loads(path.read_text())
-
-
-def write_json(path: pathlib.Path, document: dict) -> None:
-    """Writes a JSON file whole or not at all."""
-    write_text(path, json.dumps(document, indent=2) + "\n")
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a text file whole or not at all: beside it first, then renamed into place."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

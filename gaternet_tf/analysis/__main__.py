@@ -54,8 +54,8 @@ def main(argv):
     logging.set_verbosity(logging.ERROR)
     from gaternet_tf.analysis.files import DOCUMENT
     from gaternet_tf.analysis.report import headlines
+    from gaternet_tf.documents import read_json
     from gaternet_tf.errors import UserError
-    from gaternet_tf.runs import read_json
 
     try:
         directory = _redraw() if FLAGS.redraw else _analyse()

@@ -12,9 +12,9 @@ import zipfile
 import numpy as np
 
 from gaternet_tf.analysis.record import GateRecord
+from gaternet_tf.documents import read_json, write_json
 from gaternet_tf.errors import UserError
 from gaternet_tf.models.gate_map import GateMap
-from gaternet_tf.runs import read_json, write_json
 
 FORMAT = "gaternet-analysis-1"
 ARRAYS = "gates.npz"

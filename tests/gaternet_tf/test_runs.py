@@ -6,7 +6,8 @@ import pytest
 
 from gaternet_tf import UserError
 from gaternet_tf.data import Preprocessing
-from gaternet_tf.runs import open_run, prepare_run, write_text
+from gaternet_tf.documents import write_text
+from gaternet_tf.runs import open_run, prepare_run
 
 CONFIG = {"backbone": "resnet20", "epochs": 5}
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from gaternet_tf.runs import write_json
+from gaternet_tf.documents import write_json
 
 
 @pytest.fixture
