@@ -35,7 +35,7 @@ def require_parts(value: Any, wanted: Any, name: str = "the document") -> None:
     """
     kind = type(wanted) if isinstance(wanted, dict | list) else wanted
     # JSON's true is an int to Python, and no number to anybody else.
-    if not isinstance(value, kind) or (kind != bool and isinstance(value, bool)):
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         raise ValueError(f"{name} is no {' or '.join(each.__name__ for each in kinds)}")
     if isinstance(wanted, list):
