@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import re
 import time
 from collections.abc import Callable
 
@@ -102,8 +103,7 @@ class Validation(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         result = self.evaluator(self.batches)
-        if problem := collapse(result):
-            print(f"warning: {problem}", flush=True)
+        warn_of_collapse(result, "validation")
         for key, value in result.items():
             if key not in ("images", "gates", "macs"):
                 logs[f"val_{key}"] = value
@@ -111,13 +111,32 @@ class Validation(keras.callbacks.Callback):
             logs[f"val_share_{kind}"] = result[f"gates_{kind}"] / result["gates"]
 
 
-def collapse(result: dict) -> str | None:
+class CollapseAlarm(keras.callbacks.Callback):
+    """Warns of collapsed gates after each epoch of a run that holds no images out."""
+
+    def __init__(self, evaluator, batches):
+        """Args: `batches` of a few training images, as they are."""
+        super().__init__()
+        self.evaluator = evaluator
+        self.batches = batches
+
+    def on_epoch_end(self, epoch, logs=None):
+        warn_of_collapse(self.evaluator(self.batches), "training")
+
+
+def warn_of_collapse(result: dict, images: str) -> None:
+    """Prints what `collapse` says of the numbers of an evaluation, if anything."""
+    if problem := collapse(result, images):
+        print(f"warning: {problem}", flush=True)
+
+
+def collapse(result: dict, images: str = "validation") -> str | None:
     """What is wrong with gates that no longer choose, from the numbers of an evaluation."""
     gates = result.get("gates")
     if not gates:
         return None
     on, off = result["gates_always_on"], result["gates_always_off"]
-    numbers = f"{on} of {gates} always on, {off} always off on {result['images']} validation images"
+    numbers = f"{on} of {gates} always on, {off} always off on {result['images']} {images} images"
     if on == gates:
         return f"all gates are on for every image ({numbers}); raise --sparsity"
     if off == gates:
@@ -286,28 +305,34 @@ class Checkpoints(keras.callbacks.Callback):
         try:
             self.manager.save(number)
         except (OSError, tf.errors.OpError) as error:
+            last = self.manager.latest_checkpoint
+            goes_on = f"resumes from the last good one, {last}" if last else "begins again"
             raise UserError(
                 f"a checkpoint must be written to {self.manager.directory}, and could not be "
-                f"({str(error).splitlines()[0]}); make room, then the same command resumes from "
-                f"the last good one, {self.manager.latest_checkpoint}"
+                f"({str(error).splitlines()[0]}); make room, then the same command {goes_on}"
             ) from error
 
 
 def saved_checkpoints(directory: pathlib.Path) -> list[str]:
     """Paths of the checkpoints in a directory, oldest first.
 
+    The list that names them is written after the files of each. Files of one checkpoint without a
+    list are of the first one, whose writing was interrupted, and are none.
+
     Raises:
-      UserError: when there are some, and the list that names them is damaged or missing.
+      UserError: when there are some, and the list is damaged or missing.
     """
+    directory = pathlib.Path(directory)
+    names = directory / "checkpoint"
     try:
         state = tf.train.get_checkpoint_state(directory)
     except ValueError:
         state = None
-    if state is None and any(pathlib.Path(directory).glob("c*")):
+    numbers = {re.split("[._]", path.name)[0] for path in directory.glob("ckpt-*")}
+    if state is None and (names.exists() or len(numbers) > 1):
         raise UserError(
-            f"the list of checkpoints, {pathlib.Path(directory) / 'checkpoint'}, must be readable, "
-            "and is damaged or missing; bring it back from a copy, or start anew in another "
-            "--workdir"
+            f"the list of checkpoints, {names}, must be readable, and is damaged or missing; bring "
+            "it back from a copy, or start anew in another --workdir"
         )
     return list(state.all_model_checkpoint_paths) if state else []
 

@@ -82,8 +82,18 @@ def worker_of(strategy: tf.distribute.Strategy) -> tuple[int, int]:
     return resolver.task_id, len(resolver.cluster_spec().as_dict().get("worker", [""]))
 
 
-def check_batch_size(batch_size: int, replicas: int) -> None:
-    """Raises `UserError` unless every replica gets the same number of images, one at least."""
+def check_replicas(replicas: int, batch_size: int, steps_per_execution: int = 1) -> None:
+    """Raises `UserError` for settings that so many replicas cannot train with.
+
+    Every replica must get the same number of images, one at least. Keras' loop of several steps in
+    one execution fails on two replicas (seen with 3.15.1, on a model of one layer).
+    """
+    if replicas > 1 and steps_per_execution > 1:
+        raise UserError(
+            f"--steps_per_execution must be 1 on {replicas} replicas, where Keras cannot take "
+            f"several steps at once, got {steps_per_execution}; leave it out, or give "
+            "--strategy=none"
+        )
     if batch_size % replicas:
         raise UserError(
             f"--batch_size is the global batch and must be a multiple of the {replicas} replicas, "
@@ -112,13 +122,28 @@ def agree_on(strategy: tf.distribute.Strategy):
 def require_same_settings(strategy: tf.distribute.Strategy, settings: dict) -> None:
     """Raises `UserError` on every machine unless all of them were given the same settings."""
     own = {key: value for key, value in settings.items() if key not in ("data_dir", "download")}
-    digest = hashlib.blake2b(json.dumps(own, sort_keys=True).encode(), digest_size=3)
-    number = int.from_bytes(digest.digest())
-    if sum_over(strategy)(number) != number * strategy.num_replicas_in_sync:
+    if not _all_have(strategy, own):
         raise UserError(
             "all workers must be started with the same flags, and these were not (this one's are "
             f"{own})"
         )
+
+
+def require_same_checkpoints(strategy: tf.distribute.Strategy, found: list[str]) -> None:
+    """Raises `UserError` on every machine unless all of them find the same checkpoints."""
+    if not _all_have(strategy, found):
+        raise UserError(
+            "all workers must resume from the same checkpoint, in a --workdir that they share, and "
+            f"they do not (this one finds {', '.join(found) or 'none'}); give all of them the "
+            "first one's"
+        )
+
+
+def _all_have(strategy, value):
+    """Whether all machines were given the same JSON-ready value; all must ask at once."""
+    digest = hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=3)
+    number = int.from_bytes(digest.digest())
+    return sum_over(strategy)(number) == number * strategy.num_replicas_in_sync
 
 
 def fit_on_workers(

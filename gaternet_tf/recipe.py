@@ -69,11 +69,15 @@ def compile_model(
 
     It is then trained on what `with_targets` makes of (image, label) batches.
     """
-    losses = {"logits": SmoothedCrossentropy(label_smoothing)}
+    task_loss = SmoothedCrossentropy(label_smoothing)
+    losses = {"logits": task_loss}
     metrics = {"logits": [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]}
     if "gates" in model.output_names:
         losses["gates"] = SparsityLoss(sparsity)
         metrics["gates"] = [GateRate()]
+    else:
+        # Of a single loss Keras tells the sum with the L2 term only.
+        metrics["logits"].append(keras.metrics.MeanMetricWrapper(task_loss, name="task_loss"))
     # jit_compile is set explicitly: "auto" compiles with XLA on a GPU and not on a CPU or under a
     # strategy.
     model.compile(

@@ -9,6 +9,8 @@ pictures/       a few test pictures, CLASS/NUMBER.png: for warm-up, demos and fi
 result.json     test accuracy and gate statistics                           (written last)
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -22,6 +24,8 @@ from gaternet_tf.documents import NUMBER, OPTIONAL_TEXT, read_json, write_json, 
 from gaternet_tf.errors import UserError
 
 FORMAT = "gaternet-run-1"
+LOCK = ".lock"
+"""Held by the process that trains, see `RunDirectory.locked`."""
 PARTS = {
     "config": {
         "backbone": str,
@@ -119,7 +123,31 @@ class RunDirectory:
         kept = [record for record in self.metrics() if record["epoch"] <= epochs]
         write_text(self.metrics_file, "".join(json.dumps(record) + "\n" for record in kept))
 
-    def write_document(self, config: dict, dataset: dict, preprocessing: Preprocessing) -> None:
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from training here as long as the block runs; makes the directory.
+
+        The lock goes with the process that holds it. A file system without locks gives none.
+
+        Raises:
+          UserError: when another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / LOCK).open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"--workdir must not be in use, and another process is training in "
+                    f"'{self.path}'; wait for its end, or choose another"
+                ) from error
+            except OSError:
+                pass
+            yield
+
+    def write_document(
+        self, config: dict, dataset: dict, preprocessing: Preprocessing, replicas: int = 1
+    ) -> None:
         """Makes the directory, if it is new, and writes config.json, which makes it a run."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(
@@ -129,6 +157,7 @@ class RunDirectory:
                 "config": config,
                 "dataset": dataset,
                 "preprocessing": preprocessing.to_dict(),
+                "replicas": replicas,
                 "versions": package_versions(),
                 "git_commit": git_commit(),
             },
@@ -175,10 +204,13 @@ def prepare_run(path: str | os.PathLike, config: dict) -> RunDirectory:
 
 
 def require_place(path: str | os.PathLike, flag: str) -> None:
-    """Raises `UserError`, naming `flag`, unless `path` is new or empty and can be written."""
+    """Raises `UserError`, naming `flag`, unless `path` is new or empty and can be written.
+
+    What a run that was killed while it began has left there, its lock, does not count.
+    """
     if os.path.exists(path) and not os.path.isdir(path):
         raise UserError(f"{flag} must be a directory, and '{path}' is a file; choose another")
-    if os.path.isdir(path) and (names := sorted(os.listdir(path))):
+    if os.path.isdir(path) and (names := sorted(set(os.listdir(path)) - {LOCK})):
         raise UserError(
             f"{flag} must be new or empty, and '{path}' holds other files ({names[0]}"
             f"{', ...' if len(names) > 1 else ''}); choose another"

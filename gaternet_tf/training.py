@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import pathlib
 import signal
 import sys
 import tempfile
@@ -17,11 +18,13 @@ import tensorflow as tf
 from gaternet_tf.callbacks import (
     BestWeights,
     Checkpoints,
+    CollapseAlarm,
     EpochLog,
     ReadableNames,
     SparsityWarmUp,
     StopOnNonFinite,
     Validation,
+    saved_checkpoints,
 )
 from gaternet_tf.config import TrainingConfig
 from gaternet_tf.data import (
@@ -37,10 +40,11 @@ from gaternet_tf.data import (
 )
 from gaternet_tf.distribution import (
     agree_on,
-    check_batch_size,
+    check_replicas,
     choose_strategy,
     fit_on_workers,
     other_machines_may_fail,
+    require_same_checkpoints,
     require_same_settings,
     worker_of,
 )
@@ -60,6 +64,8 @@ SMALL_SET = 200_000
 VALIDATION = {True: 0.1, False: 0.01}
 """Share of the training images held out by default, of small sets and of large ones."""
 EVALUATION_BATCH = 250
+ALARM_IMAGES = 1_000
+"""Training images that are looked at for collapsed gates, where none are held out."""
 PICTURES = 10
 
 
@@ -87,12 +93,11 @@ def train(
     """
     started = time.monotonic()
     config.check()
-    settings = dataclasses.asdict(config)
-    recorded = {key: settings[key] for key in settings if key not in NOT_PART_OF_A_RUN}
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
     strategy = choose_strategy(config.strategy)
-    check_batch_size(config.batch_size, strategy.num_replicas_in_sync)
+    replicas = strategy.num_replicas_in_sync
+    check_replicas(replicas, config.batch_size, config.steps_per_execution)
     worker, workers = worker_of(strategy)
     with contextlib.ExitStack() as stack:
         if config.deterministic:
@@ -100,17 +105,18 @@ def train(
         if workers > 1:
             stack.enter_context(other_machines_may_fail())
         if worker == 0:
-            run = prepare_run(workdir, recorded)
+            run = prepare_run(workdir, settings_of_a_run(config))
         else:
             # The first worker writes the run; the others write theirs where nobody looks.
             run = RunDirectory(stack.enter_context(tempfile.TemporaryDirectory()))
-        return train_on(strategy, config, run, workdir, previous_checkpoint, started)
+        return train_on(strategy, config, run, workdir, previous_checkpoint, started, stack)
 
 
-def train_on(strategy, config, run, workdir, previous_checkpoint, started) -> dict:
+def train_on(strategy, config, run, workdir, previous_checkpoint, started, stack) -> dict:
     """`train` once it is clear on which devices and where to write.
 
     `workdir` holds the checkpoints to resume from; `run` is it, but for workers after the first.
+    `stack` holds what is to be given back at the end.
     """
     worker, workers = worker_of(strategy)
     if workers > 1:
@@ -129,10 +135,12 @@ def train_on(strategy, config, run, workdir, previous_checkpoint, started) -> di
         )
     steps = whole_executions(min(steps, config.steps_per_epoch or steps), config)
     preprocessing = choose_preprocessing(config, dataset)
-    if run.config_file.exists():
-        require_same_data(run, dataset, preprocessing)
-    else:
-        run.write_document(dataclasses.asdict(config), dataset.describe(), preprocessing)
+    stack.enter_context(run.locked())
+    record(run, config, dataset, preprocessing, strategy.num_replicas_in_sync)
+    resumed_from = RunDirectory(workdir).checkpoints
+    if workers > 1:
+        found = [pathlib.Path(path).name for path in saved_checkpoints(resumed_from)]
+        require_same_checkpoints(strategy, found)
 
     keras.mixed_precision.set_dtype_policy(config.dtype_policy)
     with strategy.scope():
@@ -142,7 +150,6 @@ def train_on(strategy, config, run, workdir, previous_checkpoint, started) -> di
     with strategy.scope():
         agree = agree_on(strategy) if workers > 1 else bool
         checkpoints = Checkpoints(run, model, best, agree)
-        resumed_from = RunDirectory(workdir).checkpoints
         first_epoch, first_step = checkpoints.restore(resumed_from, previous_checkpoint)
     run.truncate_metrics(first_epoch)
     announce(config, dataset, model, strategy, run, first_epoch, first_step)
@@ -153,7 +160,7 @@ def train_on(strategy, config, run, workdir, previous_checkpoint, started) -> di
         ReadableNames(),
         StopOnNonFinite(),
         *sparsity_warm_up(config, model, steps),
-        *validation_callbacks(dataset, preprocessing, evaluator),
+        watch_gates(dataset, preprocessing, evaluator),
         *([best] if best else []),
         EpochLog(run, config.epochs, not on_terminal and worker == 0, checkpoints),
         *tensorboard_callbacks(run),
@@ -214,10 +221,50 @@ def train_on(strategy, config, run, workdir, previous_checkpoint, started) -> di
         "selected_epoch": selected,
         "seconds": round(time.monotonic() - started, 1),
     }
-    save_model(model, run)
-    save_pictures(dataset, preprocessing, run)
-    run.write_result(result)
+    try:
+        save_model(model, run)
+        save_pictures(dataset, preprocessing, run)
+        run.write_result(result)
+    except OSError as error:
+        raise UserError(
+            f"the weights and the result must be written to '{run.path}', and could not be "
+            f"({error.strerror or error}); make room, then the same command does so without "
+            "training again"
+        ) from error
     return result
+
+
+def settings_of_a_run(config: TrainingConfig) -> dict:
+    """Those that must be the same when it is resumed."""
+    settings = dataclasses.asdict(config)
+    return {key: settings[key] for key in settings if key not in NOT_PART_OF_A_RUN}
+
+
+def record(run, config, dataset, preprocessing, replicas) -> None:
+    """Writes config.json of a new run, or sees that one goes on with what it began with.
+
+    Raises:
+      UserError: when it does not.
+    """
+    if not run.config_file.exists():
+        run.write_document(dataclasses.asdict(config), dataset.describe(), preprocessing, replicas)
+        return
+    # Again, now that no other process can write it: one that began at the same moment may have.
+    prepare_run(run.path, settings_of_a_run(config))
+    require_same_data(run, dataset, preprocessing)
+    before = run.document.get("replicas", replicas)
+    if before == replicas:
+        return
+    if config.deterministic:
+        raise UserError(
+            f"with --deterministic a run is resumed on as many replicas as it began on, {before}, "
+            f"and here are {replicas} (--strategy, --logical_cpus, GPUs)"
+        )
+    print(
+        f"the run began on {before} replica(s) and goes on on {replicas}: the gates' noise is each "
+        "replica's own, so it will not end where an unbroken run ends",
+        flush=True,
+    )
 
 
 def whole_executions(steps: int, config: TrainingConfig) -> int:
@@ -387,11 +434,13 @@ def sparsity_warm_up(config, model, steps_per_epoch) -> list:
     return [SparsityWarmUp(model.loss["gates"], steps)]
 
 
-def validation_callbacks(dataset, preprocessing, evaluator) -> list:
-    """What evaluates the held-out images after every epoch, if there are any."""
-    if not dataset.validation_images:
-        return []
-    return [Validation(evaluator, validation_batches(dataset, preprocessing, EVALUATION_BATCH))]
+def watch_gates(dataset, preprocessing, evaluator) -> keras.callbacks.Callback:
+    """What evaluates the held-out images after every epoch; without any, sees to the gates only."""
+    if dataset.validation_images:
+        held_out = validation_batches(dataset, preprocessing, EVALUATION_BATCH)
+        return Validation(evaluator, held_out)
+    batches = evaluation_batches(dataset, preprocessing, EVALUATION_BATCH, dataset.train_split)
+    return CollapseAlarm(evaluator, batches.take(ALARM_IMAGES // EVALUATION_BATCH))
 
 
 def recalibrate_and_tell(config, model, dataset, preprocessing, evaluator) -> None:

@@ -114,7 +114,9 @@ flags.DEFINE_boolean(
     "synchronized_batch_norm", True, "Whether replicas share the moments of batch normalisation."
 )
 flags.DEFINE_boolean("jit_compile", False, "Whether XLA compiles the training step.")
-flags.DEFINE_integer("steps_per_execution", 1, "Steps between two looks at the numbers.", 1)
+flags.DEFINE_integer(
+    "steps_per_execution", 1, "Steps between two looks at the numbers; one device only.", 1
+)
 flags.DEFINE_integer(
     "recalibrate_batches",
     0,

@@ -15,6 +15,8 @@ from gaternet_tf.models.resnet_cifar import (
 from gaternet_tf.seeds import derive_seed
 
 NO_GATER = "none"
+MIN_SIDE = 5
+"""Pixels that a picture must have on each side, for Keras to convolve it in all stages."""
 
 
 def build_gaternet(
@@ -65,9 +67,13 @@ def build_gaternet(
             f"attention must be 'none', or 'se' with gater='none', whose gates it replaces; got "
             f"'{attention}' with gater='{gater}'"
         )
-    if len(input_shape) != 3 or any(not isinstance(n, int) or n < 1 for n in input_shape):
+    if len(input_shape) != 3 or any(
+        not isinstance(n, int) or n < least
+        for n, least in zip(input_shape, (MIN_SIDE, MIN_SIDE, 1), strict=True)
+    ):
         raise UserError(
-            f"input_shape must be (height, width, channels), all 1 or more; got {input_shape}"
+            f"pictures must be {MIN_SIDE} x {MIN_SIDE} pixels or larger, and input_shape must be "
+            f"(height, width, channels); got {input_shape}"
         )
     for name, value, least in (("num_classes", num_classes, 2), ("bottleneck", bottleneck, 1)):
         if value < least:

@@ -21,7 +21,7 @@ from gaternet_tf.callbacks import (
     Validation,
 )
 from gaternet_tf.data import evaluation_batches, hold_out, validation_batches
-from gaternet_tf.distribution import check_batch_size, choose_strategy
+from gaternet_tf.distribution import check_replicas, choose_strategy
 from gaternet_tf.evaluation import evaluate
 from gaternet_tf.recipe import compile_model, set_weight_decay, with_targets
 from gaternet_tf.runs import RunDirectory, open_run
@@ -405,6 +405,7 @@ def test_a_weight_that_is_lost_behind_a_finite_loss_stops_the_run():
         ({"strategy": "all"}, "--strategy must be one of"),
         ({"dtype_policy": "float8"}, "--dtype_policy must be one of"),
         ({"batch_size": 2000}, "at most the 1294 training images"),
+        ({"strategy": "mirrored", "steps_per_execution": 2}, "must be 1 on 2 replicas.*got 2"),
     ],
 )
 def test_settings_are_checked_before_anything_is_written(data_dir, tmp_path, change, words):
@@ -414,9 +415,87 @@ def test_settings_are_checked_before_anything_is_written(data_dir, tmp_path, cha
 
 
 def test_the_batch_must_divide_among_the_replicas():
-    check_batch_size(128, 2)
+    check_replicas(2, 128)
+    check_replicas(1, 33, steps_per_execution=4)
     with pytest.raises(UserError, match="multiple of the 2 replicas, got 33; take 32"):
-        check_batch_size(33, 2)
+        check_replicas(2, 33)
+
+
+@pytest.mark.parametrize("left", ["index", "half"])
+def test_a_run_stopped_while_it_wrote_its_first_checkpoint_begins_again(data_dir, tmp_path, left):
+    config = small_config(data_dir)
+    train(config, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    (tmp_path / "run" / "checkpoints" / "checkpoint").unlink()
+    if left == "half":
+        # What a full disk leaves of it.
+        for path in (tmp_path / "run" / "checkpoints").glob("ckpt-*"):
+            path.unlink()
+        (tmp_path / "run" / "checkpoints" / "ckpt-20_temp").mkdir()
+    train(config, tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    assert [record["epoch"] for record in run.metrics()] == [1]
+    assert len(list(run.checkpoints.glob("ckpt-*.index"))) == 1
+
+
+def test_a_second_process_does_not_train_into_the_same_run(data_dir, tmp_path):
+    config = small_config(data_dir)
+    refused = pytest.raises(UserError, match="must not be in use, and another process")
+    with RunDirectory(tmp_path / "run").locked(), refused:
+        train(config, tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock"}
+    # The lock of a process that is gone is in nobody's way.
+    train(config, tmp_path / "run")
+
+
+def test_another_number_of_replicas_is_told_or_with_deterministic_refused(
+    data_dir, stopped, capsys
+):
+    document = json.loads((stopped / "config.json").read_text())
+    assert document["replicas"] == 1
+    document["replicas"] = 4
+    (stopped / "config.json").write_text(json.dumps(document))
+    config = small_config(data_dir, epochs=3)
+    train(config, stopped)
+    assert "the run began on 4 replica(s) and goes on on 1" in capsys.readouterr().out
+    (stopped / "result.json").unlink()
+    document["config"]["deterministic"] = True
+    (stopped / "config.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match="as many replicas as it began on, 4, and here are 1"):
+        train(dataclasses.replace(config, deterministic=True), stopped)
+
+
+def test_a_plain_run_tells_its_task_loss(data_dir, tmp_path):
+    config = small_config(data_dir, gater="none", weight_decay=0.01, label_smoothing=0.1)
+    train(config, tmp_path / "run")
+    (record,) = RunDirectory(tmp_path / "run").metrics()
+    model = open_run(tmp_path / "run").load_model()
+    l2 = 0.005 * sum(float((v.numpy() ** 2).sum()) for v in model.weights if v.name == "kernel")
+    assert 0.5 < record["task_loss"] < record["loss"]
+    # The kernels changed during the epoch.
+    assert record["loss"] - record["task_loss"] == pytest.approx(l2, rel=0.1)
+
+
+def test_collapsed_gates_are_told_without_validation_images_too(data_dir, tmp_path, capsys):
+    config = small_config(data_dir, gate_bias=50.0, validation=0.0, steps_per_epoch=1)
+    train(config, tmp_path / "run")
+    assert "warning: all gates are on for every image" in (out := capsys.readouterr().out)
+    assert "on 1000 training images" in out
+
+
+def test_a_result_without_room_is_told_and_saved_by_the_same_command(
+    data_dir, stopped, monkeypatch
+):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gaternet_tf.training.save_pictures", full)
+        with pytest.raises(UserError, match=r"No space left on device.*without training again"):
+            train(small_config(data_dir, epochs=3), stopped)
+    assert not (stopped / "result.json").exists()
+    train(small_config(data_dir, epochs=3), stopped)
+    assert [record["epoch"] for record in RunDirectory(stopped).metrics()] == [1, 2, 3]
 
 
 def test_recorded_settings_are_the_flags(trained):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,8 +32,11 @@ def single(data_dir, workdir, *flags):
 
 
 @contextlib.contextmanager
-def two_workers(data_dir, workdir, *flags):
-    """Both machines' processes; they are killed at the end if they still run."""
+def two_workers(data_dir, workdir, *flags, second_workdir=None):
+    """Both machines' processes; they are killed at the end if they still run.
+
+    The second one gets the `workdir` of the first, unless it is given another.
+    """
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
         for free in sockets:
@@ -42,7 +46,8 @@ def two_workers(data_dir, workdir, *flags):
     for index in range(2):
         config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
         command = [sys.executable, "-m", "train.main", *FLAGS, f"--data_dir={data_dir}"]
-        command += [f"--workdir={workdir}", "--strategy=multi_worker", *flags]
+        place = second_workdir if second_workdir and index else workdir
+        command += [f"--workdir={place}", "--strategy=multi_worker", *flags]
         processes.append(
             subprocess.Popen(
                 command,
@@ -117,6 +122,19 @@ def test_a_signal_to_one_machine_saves_and_stops_all_and_they_resume(
         assert processes[0].returncode == 0, err
     assert "resuming after epoch 1" in out
     assert_close(open_run(tmp_path / "run"), two_replicas)
+
+
+def test_machines_that_do_not_share_their_workdir_do_not_resume(data_dir, tmp_path, two_replicas):
+    shutil.copytree(two_replicas.path, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    with two_workers(
+        data_dir, tmp_path / "run", *GATED, second_workdir=tmp_path / "elsewhere"
+    ) as processes:
+        texts = outputs(processes)
+        assert [process.returncode for process in processes] == [1, 1], texts
+    for (_, err), found in zip(texts, ("ckpt-2, ckpt-4", "none"), strict=True):
+        assert f"in a --workdir that they share, and they do not (this one finds {found})" in err
+        assert "Traceback" not in err
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"cluster": {}}'])

@@ -195,6 +195,7 @@ def test_an_illegal_depth_is_refused_with_the_legal_series(name):
         ({"num_classes": 1}, "num_classes must be 2 or more, got 1"),
         ({"bottleneck": 0}, "bottleneck must be 1 or more, got 0"),
         ({"input_shape": (32, 32)}, "height, width, channels"),
+        ({"input_shape": (32, 4, 3)}, "must be 5 x 5 pixels or larger.*got .32, 4, 3"),
     ],
 )
 def test_arguments_are_checked(arguments, words):
