@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 import subprocess
@@ -75,6 +76,46 @@ def small_config(data_dir, **changes):
         "batch_size": 64,
     }
     return TrainingConfig(**(settings | changes))
+
+
+def plant_run(path, result=None, dataset=None, **config):
+    """A finished run that nobody trained: its two documents, as `train` writes them.
+
+    Args:
+      path: the run directory.
+      result: what result.json has besides the least of a run with or without gates.
+      dataset: the dataset's name, if not that of `config`.
+      **config: settings of `TrainingConfig`.
+    """
+    from gaternet_tf.data import Preprocessing
+    from gaternet_tf.runs import RunDirectory
+    from gaternet_tf.training import TrainingConfig
+
+    settings = dataclasses.asdict(TrainingConfig(**config))
+    facts = {"name": dataset or settings["dataset"], "version": "1.0.0", "test_split": "test"}
+    least = {"parameters": 1000, "test_accuracy": 0.9, "test_loss": 0.3, "macs": 2000}
+    least["macs_on"] = 1500.0
+    if settings["gater"] != "none":
+        least |= {"gates": 112, "gate_rate": 0.5, "gates_input_dependent": 20}
+    run = RunDirectory(path)
+    preprocessing = Preprocessing(8, 8, 1, (0.0,), (1.0,))
+    run.write_document(settings, {**facts, "labels": ["a", "b"]}, preprocessing)
+    run.write_result(least | (result or {}))
+    return run
+
+
+def spoil_json(path, *keys, value=None):
+    """Changes a part of a JSON file, or takes it out: `keys` lead to it."""
+    document = json.loads(path.read_text())
+    *parents, last = keys
+    part = document
+    for key in parents:
+        part = part[key]
+    if value is None:
+        del part[last]
+    else:
+        part[last] = value
+    path.write_text(json.dumps(document))
 
 
 CIFAR10_CLASSES = (

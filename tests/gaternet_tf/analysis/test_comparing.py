@@ -2,9 +2,11 @@
 
 import csv
 import json
+import os
 import shutil
 
 import pytest
+from helpers import spoil_json
 
 from gaternet_tf import UserError
 from gaternet_tf.analysis.comparing import compare, pareto
@@ -54,3 +56,19 @@ def test_bad_calls_are_refused(runs, run_module):
     (runs[1] / "config.json").write_text(json.dumps(document))
     with pytest.raises(UserError, match=r"one dataset, and there are digits.* and cifar10"):
         compare(runs)
+
+
+def test_damaged_documents_are_refused_by_name(runs, run_module):
+    cheap, good, bad = runs
+    spoil_json(cheap / "config.json", "preprocessing")
+    spoil_json(good / "result.json", "macs")
+    os.truncate(bad / "result.json", 30)
+    for run, words in [
+        (cheap, ["cheap/config.json", "has no 'preprocessing'"]),
+        (good, ["good/result.json", "has no 'macs'"]),
+        (bad, ["bad/result.json", "bring it back from a copy"]),
+    ]:
+        with pytest.raises(UserError) as caught:
+            compare([run, runs[0]])
+        assert all(word in str(caught.value) for word in words)
+    run_module("gaternet_tf.analysis.compare", bad, good).assert_refused("bad/result.json")
