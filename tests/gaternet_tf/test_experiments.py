@@ -6,8 +6,9 @@ from helpers import stand_in_for_cifar_servers
 
 from gaternet_tf import UserError
 from gaternet_tf.experiments import EXPERIMENTS, find_experiment, list_experiments
+from gaternet_tf.models import build_gaternet
 from gaternet_tf.runs import open_run
-from gaternet_tf.training import TrainingConfig, train
+from gaternet_tf.training import TrainingConfig, count_parameters, train
 
 KINDS = ("plain", "wide", "se", "gated", "gated-released")
 
@@ -37,6 +38,26 @@ def test_there_is_a_row_for_every_comparison_of_the_paper():
         for kind in (*KINDS, "gated-open")
     }
     assert set(EXPERIMENTS) == wanted | fashion
+
+
+def parameters(experiment, **changes):
+    """Of the network that a CIFAR-10 experiment trains."""
+    parts = ("backbone", "gater", "width")
+    settings = {key: value for key, value in experiment.settings.items() if key in parts}
+    return count_parameters(build_gaternet(**(settings | changes)))
+
+
+@pytest.mark.parametrize("depth", [20, 56, 164])
+def test_no_other_width_comes_nearer_to_the_gated_parameters(depth):
+    wide = find_experiment(f"cifar10-resnet{depth}-wide")
+    gated = parameters(find_experiment(f"cifar10-resnet{depth}-gated"))
+    width = wide.settings["width"]
+    # Parameters rise with the width, so the neighbours stand for all others.
+    smaller, ours, larger = (parameters(wide, width=width + step) for step in (-1, 0, 1))
+    assert smaller < gated < larger
+    assert abs(ours - gated) < min(gated - smaller, larger - gated)
+    numbers = [f"{round(number, -3):,}" for number in (ours, gated)]
+    assert all(number in wide.note for number in (str(width), *numbers))
 
 
 def test_an_unknown_name_is_refused():
@@ -84,10 +105,10 @@ def test_cifar_experiments_train_in_their_smoke_variants(tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("name", sorted(set(EXPERIMENTS) - {*ON_FASHION, *ON_CIFAR}))
-def test_every_other_one_differs_from_a_trained_one_in_its_data_only(name):
+def test_every_other_one_differs_from_a_trained_one_in_its_data_and_width_only(name):
     dataset, backbone, kind = name.split("-", 2)
     twin = f"{'cifar10-resnet164' if backbone == 'resnet164' else 'fashion-resnet20'}-{kind}"
-    data = {"dataset", "crop_padding", "flip", "schedule", "epochs"}
+    data = {"dataset", "crop_padding", "flip", "schedule", "epochs", "width"}
     ours, theirs = (
         {key: value for key, value in find_experiment(one).smoke().items() if key not in data}
         for one in (name, twin)
