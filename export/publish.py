@@ -10,11 +10,14 @@ import tempfile
 from collections.abc import Iterator
 
 from gaternet_tf.errors import UserError
+from gaternet_tf.runs import is_run, require_outside_versions
 
 MAX_VERSION = 2**63 - 1
 NUMBER = re.compile(r"\s*[+-]?[0-9]+\s*")
 STAGING = ".export-"
 """How unfinished versions' names begin; a server takes only numbers for versions."""
+NOT_IN_NAMES = frozenset(" :%?#")
+"""What cannot stand in an address as it is; `/v1/models/NAME:predict` is one."""
 
 
 def existing_versions(base: pathlib.Path) -> list[int]:
@@ -35,13 +38,7 @@ def choose_version(base: pathlib.Path, version: int | None) -> int:
     Raises:
       UserError: for an output directory that cannot be one, or a version that cannot be written.
     """
-    if base.exists() and not base.is_dir():
-        raise UserError(f"--output_dir must be a directory, and '{base}' is a file")
-    if NUMBER.fullmatch(base.name):
-        raise UserError(
-            f"--output_dir must be the model's directory, such as models/gaternet, and the name of "
-            f"'{base}' is a version's number; give the directory above it, or another name"
-        )
+    _require_model_directory(base)
     present = existing_versions(base)
     highest = max([0, *present])
     if version is None:
@@ -63,6 +60,28 @@ def choose_version(base: pathlib.Path, version: int | None) -> int:
     return version
 
 
+def _require_model_directory(base):
+    if base.exists() and not base.is_dir():
+        raise UserError(f"--output_dir must be a directory, and '{base}' is a file")
+    if NUMBER.fullmatch(base.name):
+        raise UserError(
+            f"--output_dir must be the model's directory, such as models/gaternet, and the name of "
+            f"'{base}' is a version's number; give the directory above it, or another name"
+        )
+    if not base.name or not base.name.isprintable() or NOT_IN_NAMES & set(base.name):
+        raise UserError(
+            "--output_dir must end in the model's name, which stands in the addresses of requests, "
+            f"so in printable UTF-8 without spaces and : % ? #, and it ends in {base.name!r}; "
+            "choose another, such as models/gaternet"
+        )
+    require_outside_versions(base, "--output_dir")
+    if is_run(base):
+        raise UserError(
+            f"--output_dir must be the model's directory, such as models/gaternet, and '{base}' is "
+            "a run's; choose another"
+        )
+
+
 class Staged:
     """A version in the making: fill `directory`, and read `version` after it is published."""
 
@@ -81,8 +100,10 @@ def published(base: pathlib.Path, version: int | None) -> Iterator[Staged]:
     is written, None for one above the highest then present.
 
     Raises:
-      UserError: when `base` cannot be written, or the version has appeared in the meantime.
+      UserError: for what `choose_version` refuses, before anything is written, or when all is and
+        the version has appeared in the meantime; and when `base` cannot be written.
     """
+    choose_version(base, version)
     missing = [path for path in (base, *base.parents) if not os.path.exists(path)]
     with contextlib.ExitStack() as stack:
         try:

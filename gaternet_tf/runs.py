@@ -218,8 +218,23 @@ def require_place(path: str | os.PathLike, flag: str) -> None:
     require_writable(path, flag)
 
 
+def require_outside_versions(path: str | os.PathLike, flag: str) -> None:
+    """Raises `UserError`, naming `flag`, if `path` is a SavedModel's directory or lies in one."""
+    real = pathlib.Path(os.path.realpath(path))
+    for directory in (real, *real.parents):
+        if os.path.lexists(directory / "saved_model.pb"):
+            raise UserError(
+                f"{flag} must not lie in an exported version, which stays as it was published, and "
+                f"'{path}' does ('{directory}' has a saved_model.pb); choose another"
+            )
+
+
 def require_writable(path: str | os.PathLike, flag: str) -> None:
-    """Raises `UserError`, naming `flag`, unless `path` is or can become a writable directory."""
+    """Raises `UserError`, naming `flag`, unless `path` is or can become a directory to write to.
+
+    It must be writable, and no part of an exported version.
+    """
+    require_outside_versions(path, flag)
     try:
         _try_writing(pathlib.Path(path))
     except OSError as error:
@@ -284,12 +299,20 @@ def _require_documents(run):
         ) from error
 
 
-def _require_run(run):
+def is_run(path: str | os.PathLike) -> bool:
+    """Whether a directory holds a run, finished or not, of this or an earlier format."""
+    return _format_of(RunDirectory(path)).startswith(FORMAT.rpartition("-")[0])
+
+
+def _format_of(run):
     try:
-        known = run.document["format"] == FORMAT
-    except (OSError, ValueError, TypeError, KeyError):
-        known = False
-    if not known:
+        return str(run.document["format"])
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
+def _require_run(run):
+    if _format_of(run) != FORMAT:
         raise UserError(
             f"--workdir must be a run directory with a config.json of format {FORMAT}, and "
             f"'{run.path}' is not one; give the directory that train.main wrote"

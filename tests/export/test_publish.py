@@ -1,8 +1,10 @@
 """A version directory appears whole or not at all."""
 
 import os
+import pathlib
 
 import pytest
+from helpers import plant_run, spoil_json
 
 from export.publish import (
     choose_version,
@@ -39,6 +41,52 @@ def test_versions_that_cannot_be_written_are_refused(tmp_path):
     (tmp_path / str(2**63 - 1)).mkdir()
     with pytest.raises(UserError, match="the highest number that there is"):
         choose_version(tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a b", "a\nb", "a\tb", "a:b", "a%20b", "a?b", "a#b", "a\u00a0b", "a\u200bb", "a\udcff"],
+)
+def test_names_that_a_request_cannot_have_are_refused(tmp_path, name):
+    with pytest.raises(UserError, match=r"must end in the model's name.*printable UTF-8") as caught:
+        choose_version(tmp_path / name, None)
+    assert str(caught.value).isprintable()
+    with pytest.raises(UserError), published(tmp_path / name, None):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_names_of_other_letters_are_names(tmp_path):
+    for name in ("gaternet-2.0_b", "Zürich", "ゲート"):
+        assert choose_version(tmp_path / name, None) == 1
+    with pytest.raises(UserError, match="must end in the model's name"):
+        choose_version(pathlib.Path("/"), None)
+
+
+@pytest.mark.parametrize("place", [".", "sub", "sub/deeper"])
+def test_a_place_in_an_exported_version_is_refused(tmp_path, place):
+    version = tmp_path / "model" / "version-1"
+    version.mkdir(parents=True)
+    (version / "saved_model.pb").write_text("")
+    (tmp_path / "link").symlink_to(version)
+    for base in (version / place, tmp_path / "link" / place):
+        with pytest.raises(UserError, match="must not lie in an exported version"):
+            choose_version(base, None)
+        with pytest.raises(UserError, match="an exported version"), published(base, None):
+            pass
+    assert os.listdir(version) == ["saved_model.pb"]
+
+
+def test_a_run_is_no_models_directory(tmp_path):
+    run = plant_run(tmp_path / "run")
+    run.result_file.unlink()
+    for form in ("gaternet-run-1", "gaternet-run-0"):
+        spoil_json(run.config_file, "format", value=form)
+        with pytest.raises(UserError, match="is a run's; choose another"):
+            choose_version(run.path, None)
+    assert choose_version(run.path / "models", None) == 1
+    spoil_json(run.config_file, "format", value="mine")
+    assert choose_version(run.path, None) == 1
 
 
 def test_nothing_numeric_is_there_before_the_block_ends(tmp_path):

@@ -1,13 +1,15 @@
 """The run directory: what may become one, what may be resumed, what may be read."""
 
 import json
+import os
 
 import pytest
+from helpers import plant_run, spoil_json
 
 from gaternet_tf import UserError
 from gaternet_tf.data import Preprocessing
 from gaternet_tf.documents import write_text
-from gaternet_tf.runs import open_run, prepare_run
+from gaternet_tf.runs import open_run, prepare_run, require_place, require_writable
 
 CONFIG = {"backbone": "resnet20", "epochs": 5}
 
@@ -61,6 +63,21 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path):
         prepare_run(tmp_path / "file" / "below", CONFIG)
 
 
+@pytest.mark.parametrize("check", [require_place, require_writable])
+def test_an_exported_version_is_no_place_for_anything_else(tmp_path, check):
+    version = tmp_path / "models" / "1"
+    version.mkdir(parents=True)
+    (version / "saved_model.pb").write_text("")
+    (tmp_path / "link").symlink_to(version / "variables")
+    for path in (version / "variables" / "new", tmp_path / "link" / "new"):
+        with pytest.raises(UserError, match=r"^--output must not lie in an exported version"):
+            check(path, "--output")
+    with pytest.raises(UserError, match=r"--workdir must not lie in an exported version"):
+        prepare_run(version / "run", CONFIG)
+    check(version.parent / "2", "--output")
+    assert os.listdir(version) == ["saved_model.pb"]
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path):
     begin(tmp_path / "run").write_result({"test_accuracy": 0.5})
     with pytest.raises(UserError, match="is finished; choose another"):
@@ -76,8 +93,37 @@ def test_reading_wants_a_finished_run(tmp_path):
     run.append_metrics({"epoch": 1})
     with pytest.raises(UserError, match="stopped after 1 of 5 epochs"):
         open_run(tmp_path / "run")
-    run.write_result({"test_accuracy": 0.5})
-    assert open_run(tmp_path / "run").result == {"test_accuracy": 0.5}
+    plant_run(tmp_path / "whole", {"test_accuracy": 0.5})
+    assert open_run(tmp_path / "whole").result["test_accuracy"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "value", "words"),
+    [
+        ("config.json", ["preprocessing"], None, "no 'preprocessing'"),
+        ("config.json", ["preprocessing", "mean"], None, "'mean'"),
+        ("config.json", ["config"], None, "no 'config'"),
+        ("config.json", ["config", "seed"], "1", "'seed' is no int"),
+        ("config.json", ["dataset", "labels"], [["a"]], "an item of 'labels' is no str"),
+        ("result.json", ["macs"], None, "no 'macs'"),
+        ("result.json", ["test_accuracy"], None, "no 'test_accuracy'"),
+        ("result.json", ["gate_rate"], None, "no 'gate_rate'"),
+    ],
+)
+def test_a_damaged_document_is_named(tmp_path, name, keys, value, words):
+    run = plant_run(tmp_path / "run")
+    spoil_json(run.path / name, *keys, value=value)
+    with pytest.raises(UserError, match=f"{name}' of a finished run must be .*{words}"):
+        open_run(run.path)
+
+
+def test_a_truncated_result_is_named_and_a_converted_run_has_less(tmp_path):
+    run = plant_run(tmp_path / "run")
+    os.truncate(run.result_file, 20)
+    with pytest.raises(UserError, match=r"result.json' of a finished run must be"):
+        open_run(run.path)
+    run.write_result({"converted_from": {"file": "a.pth"}, "parameters": 3})
+    assert open_run(run.path).result["parameters"] == 3
 
 
 def test_metrics_can_be_cut_back_to_a_checkpoint(tmp_path):
