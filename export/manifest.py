@@ -51,6 +51,26 @@ def is_export(directory: pathlib.Path) -> bool:
         return False
 
 
+def strange_entries(directory: pathlib.Path) -> list[str]:
+    """What a version must not hold, a sentence each: anything but files and directories.
+
+    A link to a file counts as the file. One to a directory would hide what is in there from
+    `checksums`, and whoever opens a pipe waits.
+    """
+    sentences = []
+    for path in sorted(directory.rglob("*")):
+        if path.is_symlink() and not path.is_file():
+            kind = f"a link to {'a directory' if path.is_dir() else 'no file'}"
+        elif not path.is_file() and not path.is_dir():
+            kind = "a pipe, a socket or a device"
+        else:
+            continue
+        sentences.append(
+            f"{path.relative_to(directory)} is {kind}, and a version holds files and directories"
+        )
+    return sentences
+
+
 def checksums(directory: pathlib.Path) -> dict[str, str]:
     """SHA-256 of every file of a version but the manifest, by its path in there."""
     files = sorted(path for path in directory.rglob("*") if path.is_file())

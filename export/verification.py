@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.framework import op_def_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-from export.manifest import checksums
+from export.manifest import checksums, strange_entries
 from export.served import Answer, Request, Served
 from export.warmup import FILE_NAME
 from gaternet_tf.errors import UserError
@@ -40,16 +40,20 @@ TOLERANCE = 1e-5
 def problems_of(version_dir: pathlib.Path) -> list[str]:
     """Everything that is wrong with a version, a sentence each; empty if it is good.
 
-    Checked are the manifest and the checksums of all files; the graph: signatures, operations that
-    are not TensorFlow's own, random, Python's, or compiled by XLA; and, in a process that loads it
-    by TensorFlow's C++ as a server does: loading, the replay of the warm-up file, and the answers
-    of all signatures, which must repeat and agree with each other.
+    Checked are the manifest, the checksums of all files, and that there is nothing but files; the
+    graph: signatures, operations that are not TensorFlow's own, random, Python's, or compiled by
+    XLA; and, in a process that loads it by TensorFlow's C++ as a server does: loading, the replay
+    of the warm-up file, and the answers of all signatures, which must repeat and agree with each
+    other.
     """
+    if strange := strange_entries(version_dir):
+        # Nothing is opened then, neither here nor by TensorFlow: a pipe would keep it waiting.
+        return strange
     try:
         manifest = read_manifest(version_dir)
-    except UserError as error:
+        problems = _changed_files(version_dir, manifest["sha256"])
+    except (UserError, OSError) as error:
         return [str(error)]
-    problems = _changed_files(version_dir, manifest["sha256"])
     try:
         served = Served(version_dir)
         records = read_warm_up(version_dir / "assets.extra" / FILE_NAME)

@@ -1,13 +1,15 @@
 """export.verify finds what a model server would stumble over, and what was changed since."""
 
 import json
+import os
 import shutil
+import socket
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import run_module
+from helpers import run_module, spoil_json
 from tensorflow.core.framework import tensor_pb2
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
@@ -57,6 +59,43 @@ def test_changed_missing_and_added_files_are_listed(version):
         "corrupted record",
     )
     assert done.status == 1
+
+
+def test_what_is_no_file_is_listed(version):
+    (version / "nowhere").symlink_to("gone")
+    (version / "variables" / "round").symlink_to("round")
+    (version / "assets.extra" / "elsewhere").symlink_to(version.parent)
+    os.mkfifo(version / "pipe")
+    with socket.socket(socket.AF_UNIX) as bound:
+        # A socket's address is short, and pytest's paths are not.
+        place = os.open(version, os.O_RDONLY)
+        bound.bind(f"/proc/self/fd/{place}/socket")
+        os.close(place)
+    done = run_module("export.verify", version, cwd=version.parent)
+    done.assert_refused(
+        "nowhere is a link to no file",
+        "variables/round is a link to no file",
+        "assets.extra/elsewhere is a link to a directory",
+        "pipe is a pipe, a socket or a device",
+        "socket is a pipe, a socket or a device",
+    )
+    assert done.status == 1
+
+
+def test_a_pipe_in_a_files_place_is_listed_at_once(version):
+    for name in (PLACE, "saved_model.pb"):
+        (version / name).unlink()
+        os.mkfifo(version / name)
+    assert [problem.split()[0] for problem in problems_of(version)] == [
+        str(PLACE),
+        "saved_model.pb",
+    ]
+
+
+def test_a_link_to_a_file_is_the_file(version):
+    (version / "saved_model.pb").rename(version.parent / "graph")
+    (version / "saved_model.pb").symlink_to(version.parent / "graph")
+    assert problems_of(version) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"not a proto \xff\xff\xff"])
@@ -240,20 +279,41 @@ def test_warm_up_records_that_a_server_refuses(version, log, words):
 
 @pytest.mark.parametrize("part", ["labels", "preprocessing", "sha256", "gates"])
 def test_a_manifest_without_a_part(version, part):
-    manifest = json.loads((version / PLACE).read_text())
-    del manifest[part]
-    (version / PLACE).write_text(json.dumps(manifest))
+    spoil_json(version / PLACE, part)
     (problem,) = problems_of(version)
-    assert f"'{part}' is missing" in problem
+    assert f"has no '{part}'" in problem
+
+
+MANIFESTS = {
+    "empty run": (["run"], {}, "'run' has no 'workdir'"),
+    "empty export": (["export"], {}, "'export' has no 'optimize'"),
+    "labels of numbers": (["labels"], [1, 2], "an item of 'labels' is no str"),
+    "nested labels": (["labels"], [["a"], ["b"]], "an item of 'labels' is no str"),
+    "no count of gates": (["gates", "count"], None, "'gates' has no 'count'"),
+    "another count of gates": (["gates", "count"], 5, "it counts 5 gates, and lists 112"),
+    "preprocessing": (["preprocessing"], {}, "'mean'"),
+}
+
+
+def test_damaged_manifests_are_a_problem_and_no_traceback(exported, tmp_path):
+    for name, (keys, value, _) in MANIFESTS.items():
+        shutil.copytree(exported / "1", tmp_path / name)
+        spoil_json(tmp_path / name / PLACE, *keys, value=value)
+    done = run_module("export.verify", *MANIFESTS, cwd=tmp_path)
+    done.assert_refused(*(f"export.verify: {name}: " for name in MANIFESTS))
+    done.assert_refused(*(words for *_, words in MANIFESTS.values()))
+    assert done.status == 1
 
 
 def test_another_number_of_gates_than_the_manifest_says(version):
     manifest = json.loads((version / PLACE).read_text())
-    manifest["gates"]["count"] = 5
+    manifest["gates"]["segments"] = manifest["gates"]["segments"][:1]
+    manifest["gates"]["count"] = count = manifest["gates"]["segments"][0]["channels"]
+    del manifest["macs"]
     (version / PLACE).write_text(json.dumps(manifest))
     problems = problems_of(version)
     assert problems
-    assert all("and the manifest 5" in problem for problem in problems)
+    assert all(f"and the manifest {count}" in problem for problem in problems)
 
 
 @pytest.mark.parametrize(
