@@ -79,13 +79,14 @@ def _analyse():
     from gaternet_tf.analysis.networks import network_of_export, network_of_run
     from gaternet_tf.analysis.report import draw
 
-    network = network_of_run(FLAGS.workdir) if FLAGS.workdir else network_of_export(FLAGS.model_dir)
-    own = FLAGS.split in (None, network.test_split)
-    name = "analysis" if own else f"analysis-{FLAGS.split}"
-    directory = prepare_output(FLAGS.output_dir or pathlib.Path(FLAGS.workdir) / name)
     names = ("dataset", "data_dir", "download", "split", "perplexity", "seed", "batch_size")
     settings: dict[str, Any] = {name: FLAGS[name].value for name in names}
-    analysis = analyse(network, AnalysisConfig(**settings))
+    config = AnalysisConfig(**settings)
+    network = network_of_run(FLAGS.workdir) if FLAGS.workdir else network_of_export(FLAGS.model_dir)
+    own = (FLAGS.split or network.test_split) == network.test_split
+    name = "analysis" if own else f"analysis-{FLAGS.split}"
+    directory = prepare_output(FLAGS.output_dir or pathlib.Path(FLAGS.workdir) / name)
+    analysis = analyse(network, config)
     directory.mkdir(parents=True, exist_ok=True)
     # Within the directory, which may be a file system of its own; what took long is safe first.
     for write in (functools.partial(save, analysis), functools.partial(draw, source=directory)):

@@ -1,6 +1,7 @@
 """From a network and a split to an analysis."""
 
 import dataclasses
+import math
 import os
 import pathlib
 
@@ -22,6 +23,9 @@ BATCH_PIXELS = 1_000_000
 """Pixels that the network gets at a time, at most."""
 CLASSES_WITH_PICTURES = 100
 """Of more classes, the characteristic gates are listed without pictures."""
+LARGEST_SEED = 2**32 - 1
+"""That scikit-learn takes."""
+LARGEST_BATCH = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +40,9 @@ class AnalysisConfig:
       perplexity: of t-SNE.
       seed: of samples, noise, PCA and t-SNE.
       batch_size: images that the network gets at a time; None for 250, or fewer if they are large.
+
+    Raises:
+      UserError: for a setting that cannot work, before anything is opened.
     """
 
     dataset: str | None = None
@@ -45,6 +52,17 @@ class AnalysisConfig:
     perplexity: float = 30.0
     seed: int = 0
     batch_size: int | None = None
+
+    def __post_init__(self):
+        # Written so that NaN is refused too.
+        if not 1 <= self.perplexity < math.inf:
+            raise UserError(f"--perplexity must be 1 or more, and finite; got {self.perplexity}")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise UserError(f"--seed must be from 0 to {LARGEST_SEED}, got {self.seed}")
+        if self.batch_size is not None and not 1 <= self.batch_size <= LARGEST_BATCH:
+            raise UserError(
+                f"--batch_size must be from 1 to {LARGEST_BATCH}, got {self.batch_size}"
+            )
 
 
 def analyse(network: Network, config: AnalysisConfig) -> Analysis:

@@ -1,5 +1,6 @@
 """Several runs side by side: accuracy against gates on and multiply-accumulates."""
 
+import math
 import os
 import pathlib
 from collections.abc import Sequence
@@ -34,8 +35,8 @@ def compare(workdirs: Sequence[str | os.PathLike]) -> list[list]:
     as many multiply-accumulates without off filters, and better in one of the two.
 
     Raises:
-      UserError: for fewer than two runs, a run given twice, one that is not finished or has no test
-        accuracy, and runs of different datasets.
+      UserError: for fewer than two runs, a run given twice, one that is not finished, has no test
+        accuracy or a result that is not finite, and runs of different datasets.
     """
     if len(workdirs) < 2:
         raise UserError(f"a comparison takes at least two runs, got {len(workdirs)}")
@@ -53,6 +54,12 @@ def compare(workdirs: Sequence[str | os.PathLike]) -> list[list]:
             raise UserError(
                 f"a comparison needs runs with a test accuracy, and '{workdir}' has none (it was "
                 "converted)"
+            )
+        # JSON as Python writes it has NaN, and no run would beat one with it.
+        if bad := [key for key, value in result.items() if not _finite(value)]:
+            raise UserError(
+                f"a comparison needs finite numbers, and '{bad[0]}' in the result.json of "
+                f"'{workdir}' is {result[bad[0]]}; train that run again"
             )
         this = (facts["name"], facts["version"], facts["test_split"])
         if dataset not in (None, this):
@@ -79,6 +86,10 @@ def compare(workdirs: Sequence[str | os.PathLike]) -> list[list]:
         list(COLUMNS),
         *([*row, "yes" if best else "no"] for row, best in zip(rows, front, strict=True)),
     ]
+
+
+def _finite(value):
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _dataset(facts):

@@ -1,6 +1,7 @@
 """The networks that can be analysed: a finished run's, and an exported version's."""
 
 import dataclasses
+import hashlib
 import os
 import pathlib
 from collections.abc import Callable
@@ -12,10 +13,21 @@ import tensorflow as tf
 from gaternet_tf.data import Preprocessing
 from gaternet_tf.errors import UserError
 from gaternet_tf.macs import gate_macs, layer_macs
-from gaternet_tf.manifest import read_manifest
+from gaternet_tf.manifest import PLACE, read_manifest
 from gaternet_tf.models import gate_map
 from gaternet_tf.models.gate_map import GateMap
 from gaternet_tf.runs import open_run
+
+LOAD_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    RuntimeError,
+    tf.errors.OpError,
+)
+"""What TensorFlow raises for files that are no SavedModel with our signatures."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +41,7 @@ class Network:
       gate_map, labels, preprocessing: of the network.
       config: the settings of its run.
       macs, gate_macs: see `gaternet_tf.macs`; None if not known.
-      source: JSON-ready; where it came from.
+      source: JSON-ready; where it came from, and the dataset that it was trained on.
       strength: what `strengths` are, in words.
       test_split: the split that it was tested on; None if not known.
     """
@@ -80,6 +92,7 @@ def network_of_run(workdir: str | os.PathLike) -> Network:
         source={
             "kind": "run",
             "path": str(workdir),
+            "dataset": {key: document["dataset"][key] for key in ("name", "version")},
             "git_commit": document["git_commit"],
             "backbone": run.config["backbone"],
             "gater": run.config["gater"],
@@ -98,14 +111,20 @@ def network_of_export(version_dir: str | os.PathLike) -> Network:
     with a minus where the gate is off.
 
     Raises:
-      UserError: for no version of ours, and for one without gates.
+      UserError: for no version of ours, a damaged one, and one without gates.
     """
     manifest = read_manifest(version_dir)
     gates = GateMap.from_rows(manifest["gates"]["segments"])
     if not len(gates):
         raise _without_gates(f"the export in '{version_dir}'", "export a run with --gater=resnet20")
-    loaded = tf.saved_model.load(os.fspath(version_dir))
-    signature = loaded.signatures["gates"]
+    _require_whole(pathlib.Path(version_dir), manifest["sha256"])
+    try:
+        loaded = tf.saved_model.load(os.fspath(version_dir))
+        signature = loaded.signatures["gates"]
+    except LOAD_ERRORS as error:
+        raise _damaged(
+            version_dir, (str(error).splitlines() or [type(error).__name__])[0]
+        ) from error
 
     def answer(images):
         outputs = signature(images=tf.convert_to_tensor(images))
@@ -130,6 +149,7 @@ def network_of_export(version_dir: str | os.PathLike) -> Network:
             "path": str(version_dir),
             "model": manifest["model"],
             "version": pathlib.Path(version_dir).resolve().name,
+            "dataset": manifest["dataset"],
             "git_commit": manifest["run"]["git_commit"],
             "backbone": config["backbone"],
             "gater": config["gater"],
@@ -137,6 +157,32 @@ def network_of_export(version_dir: str | os.PathLike) -> Network:
             "sparsity": config["sparsity"],
         },
         strength="the probability of the predicted class",
+    )
+
+
+def _require_whole(directory, checksums):
+    """Refuses a version whose graph or weights are not those that were exported.
+
+    What else is in there, such as the warm-up file, does not change its answers.
+    """
+    if "saved_model.pb" not in checksums:
+        raise _damaged(directory, "the manifest has no checksum of saved_model.pb")
+    for name, checksum in checksums.items():
+        if name.startswith(f"{PLACE.parent}/"):
+            continue
+        try:
+            with (directory / name).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise _damaged(directory, f"{name}: {error.strerror}") from error
+        if found != checksum:
+            raise _damaged(directory, f"{name} was changed: its checksum is not the manifest's")
+
+
+def _damaged(version_dir, reason):
+    return UserError(
+        f"'{version_dir}' must be a version as export.main wrote it, and is not ({reason}); bring "
+        "it back from a copy, or export the run again"
     )
 
 

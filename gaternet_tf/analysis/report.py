@@ -85,6 +85,7 @@ def headlines(document: dict) -> list[str]:
     """The main numbers, a sentence each."""
     gates, on, images = document["gates"], document["gates_on"]["all"], document["images"]
     sentences = [
+        *_other_dataset(document),
         f"Of {images:,} images, {document['accuracy']:.2%} are classified correctly.",
         f"Of {gates['total']:,} gates, {gates['input_dependent']:,} depend on the input, "
         f"{gates['always_on']:,} are always on and {gates['always_off']:,} always off.",
@@ -115,6 +116,17 @@ def headlines(document: dict) -> list[str]:
             f"shuffled labels {near['accuracy_shuffled']:.1%})."
         )
     return sentences
+
+
+def _other_dataset(document):
+    """What must be said first of a network that was trained on other pictures."""
+    trained, shown = document["source"]["dataset"], document["dataset"]
+    if all(trained[key] == shown[key] for key in ("name", "version")):
+        return []
+    return [
+        f"The network was trained on {trained['name']} {trained['version']}, and all numbers here "
+        f"are of another dataset, {shown['name']} {shown['version']}."
+    ]
 
 
 def write_tables(analysis: Analysis, directory: pathlib.Path) -> None:

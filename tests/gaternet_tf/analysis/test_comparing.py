@@ -45,6 +45,16 @@ def test_table_csv_and_figure(runs, tmp_path, run_module):
     assert "<svg" in (tmp_path / "out" / "comparison.svg").read_text()
 
 
+@pytest.mark.parametrize("name", ["test_accuracy", "macs_on"])
+def test_results_that_are_not_finite_are_refused(runs, name):
+    result = json.loads((runs[1] / "result.json").read_text())
+    (runs[1] / "result.json").write_text(json.dumps(result | {name: float("nan")}))
+    with pytest.raises(
+        UserError, match=f"finite numbers, and '{name}' in the result.json of .*nan"
+    ):
+        compare(runs)
+
+
 def test_bad_calls_are_refused(runs, run_module):
     run_module("gaternet_tf.analysis.compare", runs[0]).assert_refused("two or more")
     with pytest.raises(UserError, match="came twice"):

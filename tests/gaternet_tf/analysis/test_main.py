@@ -94,6 +94,7 @@ def test_an_export_gives_the_same_gates(analysis_dir, exported, data_dir, tmp_pa
         (["--model_dir=b"], ["--output_dir"]),
         (["--workdir=a", "--dataset=cifar10"], ["--dataset needs --output_dir"]),
         (["--workdir=nowhere"], ["no directory 'nowhere'"]),
+        (["--workdir=nowhere", "--perplexity=nan"], ["--perplexity must be 1 or more", "got nan"]),
         (["--model_dir=nowhere", "--output_dir=x"], ["must be a version that export.main wrote"]),
         (["--redraw=nowhere"], ["analysis.json and gates.npz"]),
         (["more"], ["takes flags only, got 'more'"]),

@@ -46,6 +46,7 @@ def analysis_of(gates, perplexity=10.0, macs=1000):
             "source": {
                 "kind": "run",
                 "path": "runs/planted",
+                "dataset": {"name": "planted", "version": "1.0.0"},
                 "git_commit": None,
                 "backbone": "resnet20",
                 "gater": "resnet20",
