@@ -59,6 +59,8 @@ class GateRecord:
                 raise ValueError(f"{name} must have shape ({self.images},), got {values.shape}")
         for name in ("labels", "predictions"):
             values = getattr(self, name)
+            if not np.issubdtype(values.dtype, np.integer):
+                raise ValueError(f"{name} must be whole numbers, got {values.dtype}")
             if values.min() < 0 or values.max() >= len(self.classes):
                 raise ValueError(
                     f"{name} must be from 0 to {len(self.classes) - 1}, got {values.min()} to "

@@ -259,7 +259,7 @@ def _data(analysis, atlas):
         ],
     }
     # A class called "</script>" must not end the script.
-    text = json.dumps(data, separators=(",", ":"))
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
