@@ -410,6 +410,7 @@ def announce(config, dataset, model, strategy, run, first_epoch, first_step):
     """Says what is about to be trained, on what, and where it goes."""
     gates = len(gate_map(model))
     replicas = strategy.num_replicas_in_sync
+    remarks = "".join(f"{remark}\n" for remark in dataset.remarks)
     print(
         f"{config.backbone}, gater {config.gater}: {count_parameters(model):,} parameters, "
         f"{gates} gates\n"
@@ -417,7 +418,7 @@ def announce(config, dataset, model, strategy, run, first_epoch, first_step):
         f"'{dataset.train_split}' train, {dataset.validation_images} validate, "
         f"{dataset.size(dataset.test_split)} of '{dataset.test_split}' test "
         f"({dataset.data_dir}); classes: {some_labels(dataset.labels)}\n"
-        f"{config.epochs} epochs, batch {config.batch_size} on {replicas} replica"
+        f"{remarks}{config.epochs} epochs, batch {config.batch_size} on {replicas} replica"
         f"{'s' if replicas > 1 else ''}, into {run.path}",
         flush=True,
     )

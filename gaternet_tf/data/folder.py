@@ -11,6 +11,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from gaternet_tf.data.preprocessing import decode_rgb
+from gaternet_tf.data.stratification import TEST_SHARE
 from gaternet_tf.errors import UserError
 from gaternet_tf.seeds import derive_seed
 
@@ -21,7 +22,6 @@ SPLITS = {
     **dict.fromkeys(("test", "testing", "val", "valid", "validation"), TEST),
 }
 """Names of splits' directories, in capitals or not; of several for the test the first counts."""
-TEST_SHARE = 0.2
 LAYOUT = "DIR/train/CLASS/* and DIR/test/CLASS/*, or DIR/CLASS/*"
 LISTED = 20
 

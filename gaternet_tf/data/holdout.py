@@ -5,11 +5,9 @@ import dataclasses
 import numpy as np
 
 from gaternet_tf.data.sources import Dataset
+from gaternet_tf.data.stratification import random_share
 from gaternet_tf.errors import UserError
 from gaternet_tf.seeds import derive_seed
-
-STRATIFIED_IMAGES = 200_000
-"""Beyond so many images reading all labels takes long, and a plain random choice is as good."""
 
 
 def hold_out(dataset: Dataset, share: float, seed: int) -> Dataset:
@@ -30,21 +28,11 @@ def hold_out(dataset: Dataset, share: float, seed: int) -> Dataset:
         raise UserError(f"--validation must be a share from 0 to below 1, got {share}")
     if share == 0:
         return dataset
-    images = dataset.size(dataset.train_split)
     rng = np.random.default_rng(derive_seed(seed, "validation"))
-    if images > STRATIFIED_IMAGES:
-        chosen = rng.permutation(images)[: round(images * share)]
-    else:
-        labels = dataset.labels_of(dataset.train_split)
-        groups = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
-        chosen = np.concatenate(
-            [group[: min(round(len(group) * share), len(group) - 1)] for group in groups]
-        )
-    held_out = np.zeros(images, bool)
-    held_out[chosen] = True
+    held_out = random_share(dataset, dataset.train_split, share, rng)
     if not held_out.any():
         raise UserError(
-            f"--validation={share} holds no image out of the {images} of '{dataset.name}'; give "
-            "a larger share, or 0 for no validation"
+            f"--validation={share} holds no image out of the {len(held_out)} of '{dataset.name}'; "
+            "give a larger share, or 0 for no validation"
         )
     return dataclasses.replace(dataset, held_out=held_out)

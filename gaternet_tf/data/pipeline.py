@@ -134,10 +134,9 @@ def picture_batches(
     Raises:
       UserError: for a split that the dataset has not.
     """
-    splits = sorted(dataset.builder.info.splits)
-    if split is not None and split not in splits:
+    if split is not None and split not in dataset.splits:
         raise UserError(
-            f"a split of '{dataset.name}' must be one of {', '.join(splits)}, got '{split}'"
+            f"a split of '{dataset.name}' must be one of {', '.join(dataset.splits)}, got '{split}'"
         )
     pictures = _pictures(dataset, dataset.files(split or dataset.test_split), preprocessing)
     return pictures.batch(batch_size).prefetch(READY_BATCHES)

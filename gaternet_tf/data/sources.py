@@ -19,7 +19,9 @@ from gaternet_tf.data.digits import Digits
 from gaternet_tf.data.folder import Folder
 from gaternet_tf.data.idx import Idx
 from gaternet_tf.data.preprocessing import decode_rgb
+from gaternet_tf.data.stratification import TEST_SHARE, random_share
 from gaternet_tf.errors import UserError
+from gaternet_tf.seeds import derive_seed
 
 PARALLEL_CALLS = os.cpu_count() or 1
 """Pictures that are decoded at the same time."""
@@ -27,6 +29,10 @@ REACH_SECONDS = 5
 
 IDX = "idx:"
 FOLDER = "folder:"
+TEST_SPLITS = ("test", "validation", "val")
+"""Names of splits of TFDS that can be the test; the first one with labels is."""
+FIRST = 16
+"""Examples that are looked at to see whether a split has labels."""
 TFDS_NAME = re.compile(r"(?P<set>\w+)(/(?P<config>[\w.-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
 
 
@@ -45,7 +51,9 @@ def untuned() -> tf.data.Options:
 class Dataset:
     """A classification set on disk. `image_shape` holds None where its pictures differ.
 
-    `held_out`, bool [training images], marks those that validate instead of train; None for none.
+    `test_part`, bool [images], marks those of the stored training split that are the test split of
+    a set published without one; None where it is stored. `held_out`, bool [images that are left],
+    marks those that validate instead of train; None for none.
     """
 
     name: str
@@ -57,6 +65,7 @@ class Dataset:
     labels: tuple[str, ...]
     defaults: Defaults
     builder: tfds.core.DatasetBuilder = dataclasses.field(repr=False)
+    test_part: np.ndarray | None = dataclasses.field(default=None, repr=False)
     held_out: np.ndarray | None = dataclasses.field(default=None, repr=False)
 
     @property
@@ -69,9 +78,31 @@ class Dataset:
         """Number of images held out of training."""
         return 0 if self.held_out is None else int(self.held_out.sum())
 
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits, sorted."""
+        return sorted({*self.builder.info.splits, self.test_split})
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a user should know of how the splits came about."""
+        if self.test_part is None:
+            return []
+        return [
+            f"'{self.name}' is published without a test split: '{self.test_split}' is a seeded "
+            f"{TEST_SHARE:.0%} of '{self.train_split}', the same in every run and never trained on"
+        ]
+
     def size(self, split: str) -> int:
         """Number of examples in a split."""
-        return self.builder.info.splits[split].num_examples
+        stored, part = self._place(split)
+        return self.builder.info.splits[stored].num_examples if part is None else int(part.sum())
+
+    def _place(self, split):
+        """The stored split that holds a split, and the mask of its examples; None for all."""
+        if self.test_part is None or split not in (self.train_split, self.test_split):
+            return split, None
+        return self.train_split, self.test_part if split == self.test_split else ~self.test_part
 
     @property
     def bytes_per_file(self) -> int:
@@ -105,20 +136,18 @@ class Dataset:
         decoders = tfds.decode.PartialDecoding(
             {"image": True, "label": True}, decoders={"image": tfds.decode.SkipDecoding()}
         )
-        data = self._read(split, decoders)
-        if wanted is not None:
-            mask = tf.constant(wanted)
-            data = data.enumerate().filter(lambda index, _: mask[index])
-            data = data.map(lambda _, example: example)
+        data = _marked(self._read(split, decoders), wanted)
         return data.map(lambda example: (example["image"], example["label"]))
 
     def _read(self, split, decoders):
-        return self.builder.as_dataset(
-            split=split,
+        stored, part = self._place(split)
+        data = self.builder.as_dataset(
+            split=stored,
             decoders=decoders,
             shuffle_files=False,
             read_config=tfds.ReadConfig(options=untuned()),
         )
+        return _marked(data, part)
 
     def decode(self, file, label):
         """(encoded picture, label) of `files` to (uint8 [height, width, channels], label)."""
@@ -130,9 +159,20 @@ class Dataset:
 
     def labels_of(self, split: str) -> np.ndarray:
         """int64 labels of a split, in stored order; no picture is decoded."""
+        return np.concatenate(list(self._labels(split).batch(10_000).as_numpy_iterator()))
+
+    def is_labelled(self, split: str) -> bool:
+        """Whether a split has images with labels, by the first ones.
+
+        Where the labels of a challenge are kept secret, TFDS stores -1 for all.
+        """
+        if not self.size(split):
+            return False
+        return all(label >= 0 for label in self._labels(split).take(FIRST).as_numpy_iterator())
+
+    def _labels(self, split):
         features = tfds.decode.PartialDecoding({"label": True})
-        batches = self._read(split, features).map(lambda example: example["label"]).batch(10_000)
-        return np.concatenate(list(batches.as_numpy_iterator()))
+        return self._read(split, features).map(lambda example: example["label"])
 
     def describe(self) -> dict:
         """The JSON-ready facts that a run directory records."""
@@ -144,9 +184,19 @@ class Dataset:
             "validation_images": self.validation_images,
             "test_split": self.test_split,
             "test_images": self.size(self.test_split),
+            "test_held_out_of": None if self.test_part is None else self.train_split,
             "labels": list(self.labels),
             "content": self.builder.builder_config.name if self.builder.builder_config else "",
         }
+
+
+def _marked(data, wanted):
+    """The examples whose entry in `wanted`, bool [examples], is true; None for all."""
+    if wanted is None:
+        return data
+    mask = tf.constant(wanted)
+    data = data.enumerate().filter(lambda index, _: mask[index])
+    return data.map(lambda _, example: example)
 
 
 def open_dataset(
@@ -172,7 +222,7 @@ def open_dataset(
     builder = _builder(name, data_dir, skip_unreadable)
     if not builder.is_prepared():
         _prepare(builder, name, download)
-    features, splits = builder.info.features, builder.info.splits
+    features = builder.info.features
     features = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
     image, label = features.get("image"), features.get("label")
     if not isinstance(image, tfds.features.Image) or not isinstance(
@@ -182,23 +232,48 @@ def open_dataset(
             f"a dataset must have an 'image' and a class 'label'; '{name}' has {list(features)}. "
             "Choose an image classification set with --dataset."
         )
-    defaults = defaults_of(name)
-    test_split = defaults.test_split or ("test" if "test" in splits else "validation")
-    if missing := [split for split in ("train", test_split) if split not in splits]:
-        raise UserError(
-            f"a dataset must have the splits 'train' and 'test' (or 'validation'); '{name}' has "
-            f"{sorted(splits)} and lacks '{missing[0]}'. Choose another with --dataset."
-        )
-    return Dataset(
+    dataset = Dataset(
         name=name,
         version=str(builder.version),
         data_dir=str(builder.data_dir),
         train_split="train",
-        test_split=test_split,
+        test_split=TEST_SPLITS[0],
         image_shape=tuple(image.shape),
         labels=tuple(label.names),
-        defaults=defaults,
+        defaults=defaults_of(name),
         builder=builder,
+    )
+    return _with_test(dataset)
+
+
+def _with_test(dataset):
+    """The dataset with its test split: the first with labels, or a part of a lone `train`.
+
+    Raises:
+      UserError: where there is nothing to train on, or to test on.
+    """
+    stored = dataset.builder.info.splits
+    wanted = dataset.defaults.test_split
+    tests = [split for split in ([wanted] if wanted else TEST_SPLITS) if split in stored]
+    if "train" in stored:
+        for split in tests:
+            if dataset.is_labelled(split):
+                return dataclasses.replace(dataset, test_split=split)
+        if tests:
+            raise UserError(
+                f"a dataset must have a test split with labels; '{dataset.name}' has none in "
+                f"{' and '.join(map(repr, tests))}. Choose another with --dataset."
+            )
+        if set(stored) == {"train"}:
+            rng = np.random.default_rng(derive_seed(0, dataset.test_split))
+            part = random_share(dataset, dataset.train_split, TEST_SHARE, rng)
+            if part.any():
+                return dataclasses.replace(dataset, test_part=part)
+    found = ", ".join(f"'{name}' ({stored[name].num_examples} images)" for name in sorted(stored))
+    raise UserError(
+        "a dataset must have the splits 'train' and 'test' (or 'validation'), or 'train' alone "
+        f"with enough images to hold a test out; '{dataset.name}' has {found}. Choose another "
+        "with --dataset."
     )
 
 
@@ -244,7 +319,9 @@ def _prepare(builder, name, download):
             "--dataset=digits needs no network."
         )
     else:
-        for url in builder.url_infos:
+        # TFDS does not list the files of every set; then the publisher's own page must do.
+        known = builder.url_infos
+        for url in known or filter(None, [builder.info.homepage]):
             if problem := _unreachable(url):
                 host = urllib.parse.urlsplit(url).netloc
                 raise UserError(
@@ -252,7 +329,8 @@ def _prepare(builder, name, download):
                     f"cannot be reached ({problem}). {elsewhere}, or take --dataset=digits, "
                     "which needs no network."
                 )
-        size = tfds.core.utils.Size(sum(info.size for info in builder.url_infos.values()))
+        total = sum(info.size or 0 for info in (known or {}).values())
+        size = tfds.core.utils.Size(total) if total else "an unknown size"
         print(f"dataset {name}: downloading {size} to {directory}", flush=True)
     try:
         builder.download_and_prepare()

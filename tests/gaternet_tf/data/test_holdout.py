@@ -11,7 +11,7 @@ from gaternet_tf.data import (
     training_batches,
     validation_batches,
 )
-from gaternet_tf.data import holdout as module
+from gaternet_tf.data import stratification as module
 
 RAW = Preprocessing(8, 8, 1, (0.0,), (1.0,))
 

@@ -1,18 +1,27 @@
 """Datasets by name: our digits, sets of TFDS, and what happens when one is not there."""
 
+import json
 import threading
 import time
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from helpers import stand_in_for_cifar_servers
+from helpers import small_config, stand_in_for_cifar_servers
 from sklearn.datasets import load_digits
 
 from gaternet_tf import UserError
-from gaternet_tf.data import open_dataset
+from gaternet_tf.data import (
+    Preprocessing,
+    evaluation_batches,
+    hold_out,
+    open_dataset,
+    some_pictures,
+    stratification,
+)
 from gaternet_tf.data.sources import REACH_SECONDS, _unreachable
-from gaternet_tf.training import TrainingConfig, choose_augmentation, choose_preprocessing
+from gaternet_tf.evaluation import evaluate_run
+from gaternet_tf.training import TrainingConfig, choose_augmentation, choose_preprocessing, train
 
 
 def everything(dataset, split):
@@ -143,3 +152,151 @@ def test_a_set_without_classes_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(tfds.core.DatasetBuilder, "is_prepared", lambda self: True)
     with pytest.raises(UserError, match="'image' and a class 'label'; 'div2k' has"):
         open_dataset("div2k", str(tmp_path))
+
+
+class OddlySplit(tfds.core.GeneratorBasedBuilder):
+    """Pictures of one value, 0, 1, ..., each in one split; the configuration names the splits.
+
+    As `-` says, a split may have no labels. TFDS knows no files of it to fetch.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = tuple(
+        tfds.core.BuilderConfig(name=name)
+        for name in (
+            "train",
+            "train.test-.validation",
+            "train.test-.val",
+            "train.test-",
+            "train.extra",
+            "test",
+            "train.validation.test",
+        )
+    )
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(shape=(8, 8, 1), dtype=np.uint8),
+            "label": tfds.features.ClassLabel(names=["even", "odd", "rare"]),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        names = self.builder_config.name.split(".")
+        return {
+            name.strip("-"): self._generate_examples(60 * place, name.endswith("-"))
+            for place, name in enumerate(names)
+        }
+
+    def _generate_examples(self, first, secret):
+        for value in range(first, first + 60):
+            image = np.full((8, 8, 1), value, np.uint8)
+            label = 2 if value % 60 == 59 else value % 2
+            yield value, {"image": image, "label": -1 if secret else label}
+
+
+@pytest.fixture
+def oddly_split(monkeypatch, tmp_path):
+    """Opens the set with these splits; its page is reached."""
+    monkeypatch.setattr("gaternet_tf.data.sources._unreachable", lambda url: None)
+    return lambda splits: open_dataset(f"oddly_split/{splits}", str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize(
+    ("splits", "test"),
+    [
+        ("train.test-.validation", "validation"),
+        ("train.test-.val", "val"),
+        ("train.validation.test", "test"),
+    ],
+)
+def test_the_test_split_is_the_first_with_labels(oddly_split, splits, test):
+    dataset = oddly_split(splits)
+    assert (dataset.test_split, dataset.describe()["test_split"]) == (test, test)
+    assert set(everything(dataset, test)[1]) == {0, 1, 2}
+    assert dataset.remarks == []
+
+
+@pytest.mark.parametrize(
+    ("splits", "words"),
+    [
+        ("train.test-", "must have a test split with labels; '.*' has none in 'test'"),
+        ("train.extra", r"'train' and 'test' .* has 'extra' \(60 images\), 'train' \(60 images\)"),
+        ("test", r"has 'test' \(60 images\)"),
+    ],
+)
+def test_a_set_without_a_test_or_training_split_is_refused(oddly_split, splits, words):
+    with pytest.raises(UserError, match=words):
+        oddly_split(splits)
+
+
+@pytest.mark.parametrize("limit", [1000, 50])
+def test_a_lone_training_split_gives_a_fifth_to_the_test(oddly_split, monkeypatch, limit):
+    monkeypatch.setattr(stratification, "STRATIFIED_IMAGES", limit)
+    dataset = oddly_split("train")
+    facts = dataset.describe()
+    assert (facts["test_split"], facts["test_held_out_of"]) == ("test", "train")
+    assert (facts["train_images"], facts["test_images"]) == (48, 12)
+    assert dataset.splits == ["test", "train"]
+    train, test = everything(dataset, "train"), everything(dataset, "test")
+    values = [set(images[:, 0, 0, 0].tolist()) for images, _ in (train, test)]
+    assert [len(each) for each in values] == [48, 12]
+    assert values[0] | values[1] == set(range(60))
+    if limit == 1000:
+        assert np.bincount(test[1]).tolist() == [6, 6]
+        assert np.bincount(train[1]).tolist() == [24, 23, 1]
+    for split, (_, labels) in (("train", train), ("test", test)):
+        assert dataset.labels_of(split).tolist() == labels.tolist()
+    again = oddly_split("train")
+    np.testing.assert_array_equal(everything(again, "test")[0], test[0])
+    assert "a seeded 20% of 'train'" in dataset.remarks[0]
+
+
+def test_validation_is_held_out_of_what_the_test_leaves(oddly_split):
+    dataset = oddly_split("train")
+    raw = Preprocessing(8, 8, 1, (0.0,), (1.0,))
+    tests = everything(dataset, "test")[0][:, 0, 0, 0].tolist()
+    parts = []
+    for seed in (0, 1):
+        held = hold_out(dataset, 0.25, seed)
+        assert (held.training_images, held.validation_images) == (36, 12)
+        train, validation = (
+            [int(held.decode(*pair)[0][0, 0, 0]) for pair in files]
+            for files in (held.training_files(), held.validation_files())
+        )
+        assert sorted(train + validation + tests) == list(range(60))
+        parts.append(validation)
+    assert parts[0] != parts[1]
+    batches = list(evaluation_batches(dataset, raw, 5))
+    found = np.concatenate([images for images, _ in batches])[:, 0, 0, 0]
+    assert np.rint(found * 255).astype(int).tolist() == tests
+    wanted = np.arange(12) == 3
+    (picture,) = some_pictures(dataset, raw, "test", wanted)
+    assert int(picture[0, 0, 0]) == tests[3]
+    with pytest.raises(UserError, match="must be one of test, train, got 'validation'"):
+        evaluation_batches(dataset, raw, 5, "validation")
+
+
+def test_a_set_whose_files_tfds_does_not_list_is_refused_where_its_page_is_not_reached(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setattr("gaternet_tf.data.sources._unreachable", lambda url: f"no {url}")
+    with pytest.raises(UserError, match=r"domainnet.* cannot be reached \(no http"):
+        open_dataset("domainnet", str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_tells_and_records_that_its_test_was_held_out(oddly_split, tmp_path, capsys):
+    oddly_split("train")
+    config = small_config(
+        str(tmp_path / "data"), dataset="oddly_split/train", batch_size=8, steps_per_epoch=1
+    )
+    result = train(config, tmp_path / "run")
+    printed = capsys.readouterr().out
+    assert "44 images of 'train' train, 4 validate, 12 of 'test' test" in printed
+    assert "'test' is a seeded 20% of 'train'" in printed
+    assert result["test_images"] == 12
+    recorded = json.loads((tmp_path / "run" / "config.json").read_text())["dataset"]
+    assert (recorded["test_held_out_of"], recorded["train_images"]) == ("train", 44)
+    again = evaluate_run(tmp_path / "run", data_dir=str(tmp_path / "data"))
+    assert again["accuracy"] == result["test_accuracy"]
