@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import matplotlib as mpl
 from matplotlib.figure import Figure as Canvas
 
-from gaternet_tf.analysis.figures import STYLE, class_style, write_csv
+from gaternet_tf.analysis.figures import STYLE, class_style, literally, shown_name, write_csv
 from gaternet_tf.errors import UserError
 from gaternet_tf.runs import open_run
 from gaternet_tf.table import model_name
@@ -26,6 +26,8 @@ COLUMNS = (
     "Pareto",
 )
 NAME = "comparison"
+LONGEST_MODEL = 90
+"""Letters of a model's name in the figure, which is as wide."""
 
 
 def compare(workdirs: Sequence[str | os.PathLike]) -> list[list]:
@@ -115,13 +117,22 @@ def as_markdown(rows: Sequence[Sequence]) -> str:
     for run, model, seed, accuracy, gates, rate, dependent, macs, left, best in body:
         lines.append(
             [
-                *(run, model, str(seed), f"{accuracy:.2%}", str(gates or "-")),
+                *(_cell(run), _cell(model), str(seed), f"{accuracy:.2%}", str(gates or "-")),
                 f"{rate:.1%}" if gates else "-",
                 str(dependent) if gates else "-",
                 *(f"{macs / 1e6:.1f} M", f"{left / 1e6:.1f} M", best),
             ]
         )
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(name):
+    """A name in a table for a person: a terminal obeys control characters, the table the bar."""
+    shown = [
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in name
+    ]
+    return "".join(shown).replace("|", "\\|")
 
 
 def write_comparison(rows: Sequence[Sequence], directory: pathlib.Path) -> None:
@@ -141,7 +152,7 @@ def write_comparison(rows: Sequence[Sequence], directory: pathlib.Path) -> None:
             colour, marker = class_style(number)
             mine = [row for row in body if row[1] == model]
             accuracy = [100 * row[3] for row in mine]
-            style = {"color": colour, "marker": marker, "label": model}
+            style = {"color": colour, "marker": marker, "label": shown_name(model, LONGEST_MODEL)}
             by_rate.scatter([100 * row[5] for row in mine], accuracy, **style)
             by_macs.scatter([row[8] / 1e6 for row in mine], accuracy, **style)
         front = sorted((row[8] / 1e6, 100 * row[3]) for row in body if row[9] == "yes")
@@ -149,6 +160,7 @@ def write_comparison(rows: Sequence[Sequence], directory: pathlib.Path) -> None:
         by_rate.set(xlabel="gates on, %", ylabel="test accuracy, %")
         by_macs.set(xlabel="million multiply-accumulates without off filters")
         handles, labels = by_rate.get_legend_handles_labels()
-        canvas.legend(handles, labels, loc="outside lower center", ncols=1, frameon=False)
+        legend = canvas.legend(handles, labels, loc="outside lower center", frameon=False)
+        literally(legend.get_texts())
         canvas.savefig(directory / f"{NAME}.png", dpi=200)
         canvas.savefig(directory / f"{NAME}.svg", metadata={"Date": None})

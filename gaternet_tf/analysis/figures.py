@@ -3,13 +3,16 @@
 import csv
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure as Canvas
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
 from gaternet_tf.analysis.files import Analysis
 
@@ -26,6 +29,10 @@ CLASS_COLOURS = (
 CLASS_MARKERS = "os^Dv"
 """Shape and colour together tell 50 classes apart."""
 LEGEND_CLASSES = 20
+LONGEST_NAME = 24
+"""Letters of a class name in a figure; the tables have it whole."""
+UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+"""Unicode's categories of characters that are no letters, signs or spaces."""
 STYLE: Any = {
     "svg.hashsalt": "gaternet",
     "font.size": 9,
@@ -94,7 +101,8 @@ def write_figure(figure: Figure, directory: pathlib.Path) -> None:
 
 def write_csv(path: pathlib.Path, rows: Sequence[Sequence]) -> None:
     """Writes a table, headings first."""
-    with path.open("w", newline="") as file:
+    # Names of files need not be UTF-8.
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
@@ -105,8 +113,27 @@ def class_style(number: int) -> tuple[str, str]:
     return CLASS_COLOURS[number % colours], marker
 
 
-def _literally(texts):
-    """Class names are anybody's: a dollar sign in them begins no formula."""
+def shown_name(name: str, longest: int = LONGEST_NAME) -> str:
+    r"""A name as figures show it, since names are anybody's and may hold anything.
+
+    What cannot be drawn, control characters (SVG may not even hold them) and those that the font
+    has not, is escaped as in Python: a tab is shown as \t. A long name loses its middle.
+    """
+    font = get_font(findfont(FontProperties()))
+    text = "".join(
+        character
+        if unicodedata.category(character) not in UNSEEN and font.get_char_index(ord(character))
+        else character.encode("unicode_escape").decode()
+        for character in name
+    )
+    if len(text) <= longest:
+        return text
+    end = (longest - 1) // 3
+    return f"{text[: longest - 1 - end]}…{text[-end:]}"
+
+
+def literally(texts: Iterable[Text]) -> None:
+    """Lets a dollar sign in a name begin no formula."""
     for text in texts:
         text.set_parse_math(False)
 
@@ -261,9 +288,9 @@ def _t_sne(analysis):
                 Line2D([], [], linestyle="", color=colour, marker=marker, markersize=5)
                 for colour, marker in styles
             ]
-            names = [document["classes"][number] for number in present]
+            names = [shown_name(document["classes"][number]) for number in present]
             legend = canvas.legend(handles, names, loc="outside right upper", frameon=False)
-            _literally(legend.get_texts())
+            literally(legend.get_texts())
 
     separation = document["separation"]
     numbers = ""
@@ -319,8 +346,8 @@ def _rate_by_class(document):
             rotation=0 if len(names) < 20 else 90,
         )
         if len(classes) <= LEGEND_CLASSES:
-            axes.set_yticks(range(len(classes)), classes)
-            _literally(axes.get_yticklabels())
+            axes.set_yticks(range(len(classes)), [shown_name(name) for name in classes])
+            literally(axes.get_yticklabels())
         axes.set(xlabel="residual unit (stage.unit)", ylabel="class")
         canvas.colorbar(image, label="gates on, %")
 

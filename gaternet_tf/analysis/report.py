@@ -78,7 +78,7 @@ def write_report(analysis: Analysis, figures: Sequence[Figure], directory: pathl
         atlas=atlas,
         data=_data(analysis, atlas),
     )
-    (directory / REPORT).write_text(text, encoding="utf-8")
+    (directory / REPORT).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def headlines(document: dict) -> list[str]:

@@ -4,12 +4,14 @@ import csv
 import json
 import os
 import shutil
+import warnings
+from xml.etree import ElementTree
 
 import pytest
 from helpers import spoil_json
 
 from gaternet_tf import UserError
-from gaternet_tf.analysis.comparing import compare, pareto
+from gaternet_tf.analysis.comparing import COLUMNS, as_markdown, compare, pareto, write_comparison
 
 
 @pytest.fixture(name="runs")
@@ -43,6 +45,16 @@ def test_table_csv_and_figure(runs, tmp_path, run_module):
     assert [float(row["test accuracy"]) for row in rows] == [0.9, 0.95, 0.9]
     assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (tmp_path / "out" / "comparison.svg").read_text()
+
+
+def test_any_name_of_a_run_or_a_model_fits_table_and_figure(tmp_path):
+    numbers = [0, 0.9, 10, 0.5, 5, 1e6, 5e5, "yes"]
+    rows = [list(COLUMNS), ["a|b\tc\x1b[31m", "m" * 500 + "\x01 $\\frac$", *numbers]]
+    assert f"| a\\|b\\tc\\x1b[31m | {'m' * 500}\\x01" in as_markdown(rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_comparison(rows, tmp_path)
+    ElementTree.parse(tmp_path / "comparison.svg")
 
 
 @pytest.mark.parametrize("name", ["test_accuracy", "macs_on"])
