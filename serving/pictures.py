@@ -207,21 +207,23 @@ def read_file(path: str | os.PathLike, limits: Limits = DEFAULT_LIMITS) -> bytes
 def encoded(image, limits: Limits = DEFAULT_LIMITS) -> bytes:
     """What the `image_bytes` signature takes, of a path, bytes, a PIL image or a uint8 array.
 
-    Files and bytes are checked and left as they are. PIL images and arrays become PNG, which loses
-    nothing, so that the server preprocesses them as evaluation does, whatever their size.
+    Files and bytes are checked and left as they are, but for a BMP with a palette of colours, which
+    no server looks at. That, PIL images and arrays become PNG, which loses nothing, so that the
+    server preprocesses them as evaluation does, whatever their size.
 
     Raises:
       PictureError: for what is not a picture, or too large.
     """
     data = _encoded_already(image, limits)
-    if data is None:
-        buffer = io.BytesIO()
-        _opened(image, limits).save(buffer, "PNG", compress_level=1)
-        data = buffer.getvalue()
-        if len(data) > limits.bytes:
-            raise too_many_bytes(len(data), limits)
-        return data
-    check_picture(data, limits)
+    if data is not None:
+        check_picture(data, limits)
+        if _palette(data) is None:
+            return data
+    buffer = io.BytesIO()
+    _opened(image if data is None else data, limits).save(buffer, "PNG", compress_level=1)
+    data = buffer.getvalue()
+    if len(data) > limits.bytes:
+        raise too_many_bytes(len(data), limits)
     return data
 
 
@@ -284,16 +286,18 @@ def _opened(image, limits):
 
     try:
         if isinstance(image, bytes):
-            image = PIL.Image.open(io.BytesIO(image), formats=FORMATS)
+            palette = _palette(image)
+            image = (
+                PIL.Image.open(io.BytesIO(image), formats=FORMATS)
+                if palette is None
+                else _with_palette(image, palette)
+            )
         elif not isinstance(image, PIL.Image.Image):
             image = PIL.Image.fromarray(_checked_array(image))
         check_size(image.size, limits)
         if not image.width * image.height:
             raise _not_a_picture(f"it has {image.width} x {image.height} pixels")
         image.load()
-        if image.format == "BMP" and image.mode == "P":
-            # TensorFlow does not look at a BMP's palette.
-            image = PIL.Image.frombytes("L", image.size, image.tobytes())
         return _as_rgb_or_grey(image)
     # Pillow's plugins raise these too on damaged files.
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:
@@ -301,6 +305,40 @@ def _opened(image, limits):
     # Beside our limit Pillow has its own, PIL.Image.MAX_IMAGE_PIXELS, above the default of ours.
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise _not_a_picture(str(error)) from error
+
+
+def _palette(data):
+    """The palette of a checked BMP, 4 bytes BGRX a colour, or None.
+
+    None also where each colour is the grey of its number, for which TensorFlow takes them all.
+    """
+    if not data.startswith(b"BM"):
+        return None
+    start, header, _, _, _, bits = struct.unpack_from("<IIiiHH", data, 10)
+    if bits != 8:
+        return None
+    (colors,) = struct.unpack_from("<I", data, 46)
+    palette = data[14 + header : min(14 + header + 4 * min(colors or 256, 256), start)]
+    palette = palette[: len(palette) // 4 * 4]
+    greys = b"".join(bytes((grey,)) * 3 for grey in range(len(palette) // 4))
+    bgr = b"".join(palette[at : at + 3] for at in range(0, len(palette), 4))
+    return None if bgr == greys else palette
+
+
+def _with_palette(data, palette):
+    """A checked BMP that has one, as a PIL image.
+
+    Pillow takes one whose palette is black and white for a picture of 1 bit a pixel.
+    """
+    import PIL.Image
+
+    start, _, width, height = struct.unpack_from("<IIii", data, 10)
+    size, row = (width, abs(height)), (width + 3) // 4 * 4
+    pixels = data[start : start + row * abs(height)]
+    image = PIL.Image.frombytes("P", size, pixels, "raw", "P", row, -1 if height > 0 else 1)
+    # A colour that the palette lacks is black.
+    image.putpalette(palette.ljust(4 * 256, b"\0"), "BGRX")
+    return image
 
 
 def _checked_array(array):

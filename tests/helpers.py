@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import struct
 import subprocess
 import sys
 
@@ -116,6 +117,21 @@ def spoil_json(path, *keys, value=None):
     else:
         part[last] = value
     path.write_text(json.dumps(document))
+
+
+def palette_bmp(numbers, palette, top_down=False):
+    """A BMP with 8 bits a pixel: uint8 [height, width] numbers of the colours in a palette.
+
+    `palette` is uint8 [up to 256, 3], RGB.
+    """
+    height, width = numbers.shape
+    colors = b"".join(bytes((*color[::-1].tolist(), 0)) for color in palette)
+    stored = numbers if top_down else numbers[::-1]
+    rows = b"".join(row.tobytes().ljust((width + 3) // 4 * 4, b"\0") for row in stored)
+    start, high = 54 + len(colors), -height if top_down else height
+    head = struct.pack("<2sIII", b"BM", start + len(rows), 0, start)
+    facts = (40, width, high, 1, 8, 0, len(rows), 0, 0, len(palette), 0)
+    return head + struct.pack("<IiiHHIIiiII", *facts) + colors + rows
 
 
 CIFAR10_CLASSES = (

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from gaternet_tf.data.bmp import HEAD, palette_of, with_its_colors
 from gaternet_tf.data.preprocessing import decode_rgb
 from gaternet_tf.data.stratification import TEST_SHARE
 from gaternet_tf.errors import UserError
@@ -129,8 +130,8 @@ def unreadable(paths: list[pathlib.Path]) -> dict[pathlib.Path, str]:
 
     def problem(path):
         try:
-            decode_rgb(tf.constant(path.read_bytes()))
-        except (OSError, tf.errors.OpError) as error:
+            decode_rgb(tf.constant(with_its_colors(path.read_bytes())))
+        except (OSError, ValueError, tf.errors.OpError) as error:
             text = getattr(error, "message", None) or str(error)
             return text.splitlines()[0].rpartition("} ")[2] if text else type(error).__name__
         return None
@@ -140,10 +141,22 @@ def unreadable(paths: list[pathlib.Path]) -> dict[pathlib.Path, str]:
     return {path: reason for path, reason in zip(paths, reasons, strict=True) if reason}
 
 
+def _has_palette(path):
+    """Whether a BMP has colours that are put in when the set is prepared."""
+    if path.suffix.lower() != ".bmp":
+        return False
+    try:
+        with path.open("rb") as file:
+            return palette_of(file.read(HEAD)) is not None
+    except OSError:
+        return False
+
+
 class Folder(tfds.core.GeneratorBasedBuilder):
     """Pictures in directories named by their classes, of any size and kind, read as RGB.
 
-    TFDS' own `ImageFolder` would read JPEG and PNG only, and decode them as no server does.
+    TFDS' own `ImageFolder` would read JPEG and PNG only, and decode them as no server does. BMPs
+    with a palette are stored as PNG, since TensorFlow does not look at it.
 
     Args:
       directory: see `find_pictures`.
@@ -166,6 +179,9 @@ class Folder(tfds.core.GeneratorBasedBuilder):
             for path in (path for pictures in classes.values() for path in pictures):
                 facts = path.stat()
                 digest.update(f"{split} {path} {facts.st_size} {facts.st_mtime_ns};".encode())
+                if _has_palette(path):
+                    # Copies were prepared without their colours once.
+                    digest.update(b"palette;")
         config = tfds.core.BuilderConfig(name=f"{folder.name}-{digest.hexdigest()}")
         self._directory = directory
         super().__init__(config=config, data_dir=data_dir)
@@ -218,4 +234,5 @@ class Folder(tfds.core.GeneratorBasedBuilder):
         for name, pictures in self._pictures[split].items():
             for path in pictures:
                 numbers[name] += 1
-                yield f"{name}/{numbers[name]:08d}", {"image": path.read_bytes(), "label": name}
+                picture = with_its_colors(path.read_bytes())
+                yield f"{name}/{numbers[name]:08d}", {"image": picture, "label": name}

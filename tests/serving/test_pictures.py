@@ -9,9 +9,11 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import palette_bmp
 from PIL import Image, ImageOps
 
 from gaternet_tf.data import Preprocessing
+from gaternet_tf.data.bmp import with_its_colors
 from gaternet_tf.data.preprocessing import decode_rgb
 from serving.client import PictureError, SettingsError
 from serving.picture_limit import pixels as pixels_on_the_server
@@ -287,8 +289,39 @@ def test_a_resize_that_leaves_less_than_the_network_takes_is_refused():
 def test_pictures_of_the_networks_size_are_the_graphs_to_the_last_bit(name, mode, channels):
     preprocessing = Preprocessing(31, 40, channels, (0.0,) * channels, (1.0,) * channels)
     data = saved(random_image(mode=mode), name)
-    graph = preprocessing.decode(tf.constant(data)).numpy()
+    graph = preprocessing.decode(tf.constant(encoded(data))).numpy()
     assert pixels(data, preprocessing.shape, None) == graph.tobytes()
+
+
+RAMP = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+
+
+@pytest.mark.parametrize("top_down", [False, True])
+@pytest.mark.parametrize("palette", [RAMP[::-1], RAMP[[0, 255]], RAMP[:7, ::-1] * [1, 2, 3]])
+def test_a_bmp_with_a_palette_is_sent_as_png_with_the_colours_that_training_sees(
+    palette, top_down, tmp_path
+):
+    palette = palette.astype(np.uint8)
+    numbers = np.random.default_rng(0).integers(0, len(palette), (5, 6)).astype(np.uint8)
+    data = palette_bmp(numbers, palette, top_down)
+    (tmp_path / "picture.bmp").write_bytes(data)
+    for picture in (data, str(tmp_path / "picture.bmp")):
+        sent = encoded(picture)
+        assert check_picture(sent).format == "PNG"
+        np.testing.assert_array_equal(decode_rgb(tf.constant(sent)), palette[numbers])
+        assert pixels(picture, (5, 6, 3), None) == palette[numbers].tobytes()
+    trained = decode_rgb(tf.constant(with_its_colors(data)))
+    np.testing.assert_array_equal(trained, palette[numbers])
+    with pytest.raises(PictureError, match="a picture may have 10"):
+        encoded(data, Limits(pixels=10))
+
+
+@pytest.mark.parametrize("colors", [256, 7])
+def test_a_grey_bmp_is_sent_as_it_is(colors):
+    numbers = np.random.default_rng(0).integers(0, colors, (5, 6)).astype(np.uint8)
+    data = palette_bmp(numbers, RAMP[:colors])
+    assert encoded(data) == with_its_colors(data) == data
+    assert pixels(data, (5, 6, 3), None) == RAMP[numbers].tobytes()
 
 
 def test_other_sizes_need_to_know_how_the_model_scales():

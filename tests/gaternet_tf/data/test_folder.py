@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import run_module
+from helpers import palette_bmp, run_module
 from PIL import Image
 
 from gaternet_tf import UserError
@@ -73,6 +73,46 @@ def test_pictures_are_read_as_an_exported_model_reads_them(folder):
         for path in (folder / "test").rglob("*.png")
     }
     assert {image.tobytes() for image in found} == wanted
+
+
+COLOURS = RNG.integers(0, 256, (256, 3)).astype(np.uint8)
+RAMP = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+
+
+@pytest.mark.parametrize(
+    ("palette", "top_down"),
+    [
+        (COLOURS, False),
+        (COLOURS, True),
+        (COLOURS[:5], False),
+        (RAMP[[0, 255]], False),
+        (RAMP, False),
+    ],
+)
+def test_a_bmps_palette_counts(folder, palette, top_down):
+    numbers = RNG.integers(0, len(palette), (6, 5)).astype(np.uint8)
+    for path in (folder / "test").rglob("*.png"):
+        path.with_suffix(".bmp").write_bytes(palette_bmp(numbers, palette, top_down))
+        path.unlink()
+    dataset = opened(folder)
+    for image, _ in dataset.examples("test"):
+        np.testing.assert_array_equal(image, palette[numbers])
+
+
+def test_a_copy_from_before_palettes_counted_is_not_taken(folder, monkeypatch):
+    bmp = palette_bmp(RNG.integers(0, 256, (6, 5)).astype(np.uint8), COLOURS)
+    (folder / "test" / "cat" / "0.bmp").write_bytes(bmp)
+    now = opened(folder).data_dir
+    monkeypatch.setattr("gaternet_tf.data.folder.palette_of", lambda head: None)
+    assert opened(folder).data_dir != now
+
+
+def test_a_run_length_encoded_bmp_is_unreadable(folder):
+    bmp = bytearray(palette_bmp(np.zeros((6, 5), np.uint8), COLOURS))
+    bmp[30] = 1
+    (folder / "test" / "cat" / "0.bmp").write_bytes(bmp)
+    with pytest.raises(UserError, match=r"0\.bmp: a BMP must not be run-length encoded"):
+        opened(folder)
 
 
 def test_hidden_files_and_other_kinds_are_left_out(folder):
