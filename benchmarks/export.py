@@ -119,7 +119,10 @@ def write_exports(directory: pathlib.Path) -> tuple[dict, dict[str, pathlib.Path
         "plain backbone, folded": FrozenNetwork(plain),
     }
     if FLAGS.workdir:
-        data = dataset_with_classes(run.labels, run.config, None, FLAGS.data_dir, download=False)
+        recorded = run.document["dataset"]
+        data = dataset_with_classes(
+            run.labels, run.config, recorded, None, FLAGS.data_dir, download=False
+        )
         batches = evaluation_batches(data, preprocessing, 250, data.train_split)
         test = data.examples(data.test_split).take(max(FLAGS.batch))
         pictures = np.stack([preprocessing.fit(image) for image, _ in test])

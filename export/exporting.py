@@ -129,7 +129,9 @@ def optimized(model, run: RunDirectory, config: ExportConfig) -> tuple[Callable,
             f"'{run.path}' has none; give --optimize=fold"
         )
     require_float32(model)
-    data = dataset_with_classes(run.labels, run.config, None, config.data_dir, download=False)
+    data = dataset_with_classes(
+        run.labels, run.config, run.document["dataset"], None, config.data_dir, download=False
+    )
     if config.calibration_split == data.test_split:
         raise UserError(
             f"--calibration_split must not be '{data.test_split}', on which the answers are "

@@ -129,7 +129,9 @@ def gates_of_run(
       UserError: for no finished run, or a dataset or a split that is not there.
     """
     run = open_run(workdir)
-    data = dataset_with_classes(run.labels, run.config, None, data_dir, download=False)
+    data = dataset_with_classes(
+        run.labels, run.config, run.document["dataset"], None, data_dir, download=False
+    )
     model = run.load_model()
     batches = evaluation_batches(data, run.preprocessing, 250, split)
     return (model, *count_gates(model, batches))
@@ -152,7 +154,9 @@ def evaluate_run(
       UserError: for no finished run, or a dataset that is not there or has other classes.
     """
     run = open_run(workdir)
-    data = dataset_with_classes(run.labels, run.config, dataset, data_dir, download)
+    data = dataset_with_classes(
+        run.labels, run.config, run.document["dataset"], dataset, data_dir, download
+    )
     batches = evaluation_batches(data, run.preprocessing, batch_size)
     result = {
         "dataset": data.name,
@@ -168,23 +172,50 @@ def evaluate_run(
 def dataset_with_classes(
     labels: list[str],
     config: dict,
+    recorded: dict,
     dataset: str | None = None,
     data_dir: str | None = None,
     download: bool = True,
 ) -> Dataset:
     """Opens the dataset of a run with these settings, or another one with the same classes.
 
+    Args:
+      labels: the run's classes.
+      config: its settings.
+      recorded: what it, or its export, recorded of its dataset.
+      dataset: another one, or None. The run's own name says that it is taken as it is now.
+      data_dir: the TFDS directory; None for TFDS' own default.
+      download: whether a set that is not on disk may be fetched.
+
     Raises:
-      UserError: for a dataset that is not there or has other classes.
+      UserError: for a dataset that is not there or has other classes, and for the run's own if it
+        has changed since.
     """
     skip = config.get("skip_unreadable", False)
     data = open_dataset(dataset or config["dataset"], data_dir, download, skip)
+    if dataset is None:
+        _require_unchanged(data, recorded)
     if list(data.labels) != labels:
         raise UserError(
             f"--dataset must have the classes that the run was trained on, {some_labels(labels)}, "
             f"and '{data.name}' has {some_labels(data.labels)}"
         )
     return data
+
+
+def _require_unchanged(data, recorded):
+    """Where other images are the test, those that a run has trained on may be among them."""
+    now = data.describe()
+    # A published test split stays what it is in another version; one of ours is drawn anew.
+    keys = ["content", "version"] if now["test_held_out_of"] else ["content"]
+    for key in keys:
+        if key in recorded and recorded[key] != now[key]:
+            raise UserError(
+                f"a run is tested on the data that it began with, and '{data.name}' has changed "
+                f"since ({key}: {recorded[key]} then, {now[key]} now), so that its test may hold "
+                "images that the run has trained on; bring the old data back. train.evaluate and "
+                f"gaternet_tf.analysis take it as it is now with --dataset={data.name}"
+            )
 
 
 def some_labels(labels: Sequence[str]) -> str:

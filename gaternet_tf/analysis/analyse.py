@@ -73,7 +73,12 @@ def analyse(network: Network, config: AnalysisConfig) -> Analysis:
         it has not, and a network that answers with numbers that are not finite.
     """
     dataset = dataset_with_classes(
-        network.labels, network.config, config.dataset, config.data_dir, config.download
+        network.labels,
+        network.config,
+        network.dataset,
+        config.dataset,
+        config.data_dir,
+        config.download,
     )
     split = config.split or dataset.test_split
     height, width, _ = network.preprocessing.shape

@@ -40,6 +40,7 @@ class Network:
         more surely so.
       gate_map, labels, preprocessing: of the network.
       config: the settings of its run.
+      dataset: what that recorded of its dataset; an export has name and version alone.
       macs, gate_macs: see `gaternet_tf.macs`; None if not known.
       source: JSON-ready; where it came from, and the dataset that it was trained on.
       strength: what `strengths` are, in words.
@@ -51,6 +52,7 @@ class Network:
     labels: list[str]
     preprocessing: Preprocessing
     config: dict
+    dataset: dict
     macs: int | None
     gate_macs: np.ndarray | None
     source: dict
@@ -87,6 +89,7 @@ def network_of_run(workdir: str | os.PathLike) -> Network:
         labels=run.labels,
         preprocessing=preprocessing,
         config=run.config,
+        dataset=document["dataset"],
         macs=sum(layer_macs(model).values()),
         gate_macs=gate_macs(model),
         source={
@@ -142,6 +145,7 @@ def network_of_export(version_dir: str | os.PathLike) -> Network:
         labels=manifest["labels"],
         preprocessing=Preprocessing.from_dict(manifest["preprocessing"]),
         config=config,
+        dataset=manifest["dataset"],
         macs=macs and macs["total"],
         gate_macs=macs and np.array(macs["gates"], np.int64),
         source={

@@ -38,6 +38,7 @@ def network_with(answer):
         gate_map=GateMap([GateSegment(1, 1, 2, 2), GateSegment(1, 2, 2, 1)]),
         labels=[str(number) for number in range(10)],
         preprocessing=RAW,
+        dataset={},
         config={},
         macs=100,
         gate_macs=np.array([10, 10, 5]),

@@ -5,11 +5,15 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import palette_bmp, run_module
+from helpers import palette_bmp, run_module, small_config
 from PIL import Image
 
 from gaternet_tf import UserError
+from gaternet_tf.analysis.analyse import AnalysisConfig, analyse
+from gaternet_tf.analysis.networks import network_of_run
 from gaternet_tf.data import Preprocessing, evaluation_batches, open_dataset
+from gaternet_tf.evaluation import evaluate_run, gates_of_run
+from gaternet_tf.training import train
 
 RNG = np.random.default_rng(0)
 KINDS = [
@@ -246,3 +250,26 @@ def test_trains_from_the_command_line(folder, tmp_path):
     done = run_module("train.evaluate", "--workdir=run", "--data_dir=data", cwd=tmp_path)
     assert done.status == 0, done.err
     assert (tmp_path / "run" / "evaluation-folder-pets-test.json").exists()
+
+
+def test_a_run_is_not_tested_on_what_it_has_trained_on(tmp_path):
+    for name in ("a", "b"):
+        for number in range(10):
+            save(tmp_path / "mine" / name / f"{number}.png", number=number)
+    data_dir = str(tmp_path / "data")
+    name = f"folder:{tmp_path / 'mine'}"
+    config = small_config(data_dir, dataset=name, image_size=8, batch_size=8)
+    train(config, tmp_path / "run")
+    assert evaluate_run(tmp_path / "run", data_dir=data_dir)["images"] == 4
+
+    save(tmp_path / "mine" / "a" / "another.png")
+    for command in (
+        lambda: evaluate_run(tmp_path / "run", data_dir=data_dir),
+        lambda: gates_of_run(tmp_path / "run", data_dir),
+        lambda: analyse(network_of_run(tmp_path / "run"), AnalysisConfig(data_dir=data_dir)),
+    ):
+        with pytest.raises(UserError, match=r"has changed since \(content: .*--dataset=folder:"):
+            command()
+    assert evaluate_run(tmp_path / "run", dataset=name, data_dir=data_dir)["images"] == 4
+    (tmp_path / "mine" / "a" / "another.png").unlink()
+    assert evaluate_run(tmp_path / "run", data_dir=data_dir)["images"] == 4

@@ -286,7 +286,9 @@ def test_a_set_whose_files_tfds_does_not_list_is_refused_where_its_page_is_not_r
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_tells_and_records_that_its_test_was_held_out(oddly_split, tmp_path, capsys):
+def test_a_run_tells_and_records_that_its_test_was_held_out(
+    oddly_split, tmp_path, monkeypatch, capsys
+):
     oddly_split("train")
     config = small_config(
         str(tmp_path / "data"), dataset="oddly_split/train", batch_size=8, steps_per_epoch=1
@@ -300,3 +302,7 @@ def test_a_run_tells_and_records_that_its_test_was_held_out(oddly_split, tmp_pat
     assert (recorded["test_held_out_of"], recorded["train_images"]) == ("train", 44)
     again = evaluate_run(tmp_path / "run", data_dir=str(tmp_path / "data"))
     assert again["accuracy"] == result["test_accuracy"]
+    # Another version's images come in another order: other ones are the test.
+    monkeypatch.setattr(OddlySplit, "VERSION", tfds.core.Version("1.0.1"))
+    with pytest.raises(UserError, match=r"changed since \(version: 1\.0\.0 then, 1\.0\.1 now\)"):
+        evaluate_run(tmp_path / "run", data_dir=str(tmp_path / "data"))
