@@ -74,6 +74,13 @@ def _require_model_directory(base):
             f"so in printable UTF-8 without spaces and : % ? #, and it ends in {base.name!r}; "
             "choose another, such as models/gaternet"
         )
+    try:
+        str(base).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"--output_dir must be a path in UTF-8, since TensorFlow takes no other, and "
+            f"{str(base)!r} is not; choose another"
+        ) from error
     require_outside_versions(base, "--output_dir")
     if is_run(base):
         raise UserError(

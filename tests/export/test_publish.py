@@ -56,6 +56,12 @@ def test_names_that_a_request_cannot_have_are_refused(tmp_path, name):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_path_that_is_no_utf_8_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"path in UTF-8.*a\\udcff/gaternet' is not") as caught:
+        choose_version(tmp_path / "a\udcff" / "gaternet", None)
+    assert str(caught.value).isprintable()
+
+
 def test_names_of_other_letters_are_names(tmp_path):
     for name in ("gaternet-2.0_b", "Zürich", "ゲート"):
         assert choose_version(tmp_path / name, None) == 1
