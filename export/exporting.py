@@ -5,7 +5,7 @@ import os
 import pathlib
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -262,33 +262,57 @@ def warmup_pictures(run: RunDirectory, given: str | None = None) -> list[bytes]:
 
     Args:
       run: a finished run, which keeps a few test pictures; a converted run has none, and gets a
-        grey one.
+        grey one, with a line that says so.
       given: a directory of pictures, or one picture.
 
     Raises:
       UserError: where there is no picture, or one that cannot be decoded.
     """
-    if given is None:
-        pictures = [path.read_bytes() for path in sorted(run.pictures.glob("*/*.png"))]
-        grey = tf.fill(run.preprocessing.shape, tf.constant(128, tf.uint8))
-        return pictures or [tf.io.encode_png(grey).numpy()]
-    place = pathlib.Path(given)
-    paths = sorted(place.rglob("*")) if place.is_dir() else [place]
-    paths = [path for path in paths if path.suffix.lower() in PICTURES and path.is_file()]
-    if not paths:
-        raise UserError(
-            f"--warmup_images must be a directory with pictures ({', '.join(PICTURES)}) or one, "
-            f"and '{given}' has none"
+    if given is not None:
+        place = pathlib.Path(given)
+        paths = sorted(place.rglob("*")) if place.is_dir() else [place]
+        paths = [path for path in paths if path.suffix.lower() in PICTURES and path.is_file()]
+        if not paths:
+            raise UserError(
+                f"--warmup_images must be a directory with pictures ({', '.join(PICTURES)}) or "
+                f"one, and '{given}' has none"
+            )
+        return read_pictures(paths[:BATCH], run, "--warmup_images must hold pictures", "")
+    if paths := sorted(run.pictures.glob("*/*.png")):
+        return read_pictures(
+            paths,
+            run,
+            f"'{run.pictures}' must hold the pictures that training wrote there",
+            "; bring it back from a copy, or give other pictures with --warmup_images",
         )
+    if "converted_from" not in run.result:
+        raise UserError(
+            f"a version is warmed up with the run's pictures, and there are none in "
+            f"'{run.pictures}'; bring them back from a copy, or give others with --warmup_images"
+        )
+    print(
+        "warmed up with a grey picture: a converted run has none; --warmup_images gives real ones"
+    )
+    grey = tf.fill(run.preprocessing.shape, tf.constant(128, tf.uint8))
+    return [tf.io.encode_png(grey).numpy()]
+
+
+def read_pictures(
+    paths: Sequence[pathlib.Path], run: RunDirectory, wanted: str, advice: str
+) -> list[bytes]:
+    """Encoded pictures from files.
+
+    Raises:
+      UserError: naming the first that cannot be decoded, between what is `wanted` and an `advice`.
+    """
     pictures = []
-    for path in paths[:BATCH]:
+    for path in paths:
         pictures.append(path.read_bytes())
         try:
             run.preprocessing.decode(tf.constant(pictures[-1]))
         except tf.errors.OpError as error:
             raise UserError(
-                f"--warmup_images must hold pictures, and '{path}' cannot be decoded "
-                f"({str(error).splitlines()[0]})"
+                f"{wanted}, and '{path}' cannot be decoded ({str(error).splitlines()[0]}){advice}"
             ) from error
     return pictures
 

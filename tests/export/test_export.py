@@ -3,13 +3,14 @@
 import hashlib
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import small_config
+from helpers import plant_run, small_config
 
-from export.exporting import ExportConfig, export_run
+from export.exporting import ExportConfig, export_run, warmup_pictures
 from export.served import Request, Served
 from export.verification import read_warm_up
 from gaternet_tf import UserError, gate_map
@@ -284,3 +285,31 @@ def test_weights_that_are_not_finite_are_refused(trained, tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r"finite, and logits/bias is not"):
         export_run(ExportConfig(trained.path, tmp_path / "models"))
     assert not (tmp_path / "models").exists()
+
+
+def test_a_converted_run_is_warmed_up_with_a_grey_picture_and_says_so(tmp_path, capsys):
+    run = plant_run(tmp_path / "run", {"converted_from": {"file": "a.pth"}})
+    (picture,) = warmup_pictures(run)
+    assert (tf.io.decode_png(picture).numpy() == 128).all()
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    assert "grey picture" in out
+    assert "--warmup_images" in out
+
+
+def test_a_trained_run_without_its_pictures_is_refused(tmp_path, trained, capsys):
+    run = plant_run(tmp_path / "run")
+    with pytest.raises(UserError, match=r"there are none in .*run/pictures'; .*--warmup_images"):
+        warmup_pictures(run)
+    assert len(warmup_pictures(run, str(trained.pictures))) == 10
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("size", [0, 40, 70])
+def test_a_damaged_picture_of_the_run_is_named(tmp_path, trained, size):
+    run = plant_run(tmp_path / "run")
+    shutil.copytree(trained.pictures, run.pictures)
+    damaged = sorted(run.pictures.glob("*/*.png"))[3]
+    damaged.write_bytes(damaged.read_bytes()[:size])
+    with pytest.raises(UserError, match=f"'{damaged}' cannot be decoded .*--warmup_images"):
+        warmup_pictures(run)

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from helpers import ROOT, run_module
+from helpers import ROOT, run_module, spoil_json
 
 from export.publish import existing_versions
 from export.verification import problems_of
@@ -43,6 +43,13 @@ def test_exports_the_next_version_and_leaves_the_old_one(tmp_path, exported, tra
         (["--workdir=without"], ["without/model.keras", "is not there"]),
         (["--workdir=models"], ["config.json", "models"]),
         (["--output_dir=note.txt"], ["must be a directory", "note.txt"]),
+        (["--output_dir=models/gaternet/1/sub"], ["--output_dir", "an exported version"]),
+        (["--output_dir=unfinished"], ["model's directory", "unfinished' is a run's"]),
+        (["--output_dir=models/\udcff"], ["must end in the model's name", r"'\udcff'"]),
+        (["--output_dir=models/a:predict"], ["must end in the model's name", "'a:predict'"]),
+        (["--workdir=bare"], ["bare/pictures", "--warmup_images"]),
+        (["--workdir=torn"], ["torn/result.json", "bring it back from a copy"]),
+        (["--workdir=headless"], ["headless/config.json", "has no 'preprocessing'"]),
         (["extra"], ["takes flags only", "extra"]),
     ],
 )
@@ -54,6 +61,11 @@ def test_bad_input_is_refused_and_changes_nothing(tmp_path, exported, trained, f
         shutil.copytree(trained.path, tmp_path / name)
     os.truncate(tmp_path / "cut" / "model.keras", 10_000)
     (tmp_path / "without" / "model.keras").unlink()
+    for name in ("bare", "torn", "headless"):
+        shutil.copytree(trained.path, tmp_path / name)
+    shutil.rmtree(tmp_path / "bare" / "pictures")
+    os.truncate(tmp_path / "torn" / "result.json", 30)
+    spoil_json(tmp_path / "headless" / "config.json", "preprocessing")
     (tmp_path / "note.txt").write_text("mine")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     before = sorted(tmp_path.rglob("*"))
