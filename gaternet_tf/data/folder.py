@@ -11,6 +11,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from gaternet_tf.data.bmp import HEAD, palette_of, with_its_colors
+from gaternet_tf.data.paths import content_name, is_text, printable
 from gaternet_tf.data.preprocessing import decode_rgb
 from gaternet_tf.data.stratification import TEST_SHARE
 from gaternet_tf.errors import UserError
@@ -92,6 +93,11 @@ def _classes(folder) -> Pictures:
             and path.is_file()
             and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         )
+        if pictures and not is_text(child.name):
+            raise UserError(
+                f"a class's directory must have a name in UTF-8, and '{printable(child)}' has "
+                "other bytes; rename it"
+            )
         if pictures:
             classes[child.name] = pictures
     return classes
@@ -178,11 +184,12 @@ class Folder(tfds.core.GeneratorBasedBuilder):
         for split, classes in self._pictures.items():
             for path in (path for pictures in classes.values() for path in pictures):
                 facts = path.stat()
-                digest.update(f"{split} {path} {facts.st_size} {facts.st_mtime_ns};".encode())
+                digest.update(f"{split} ".encode() + os.fsencode(path))
+                digest.update(f" {facts.st_size} {facts.st_mtime_ns};".encode())
                 if _has_palette(path):
                     # Copies were prepared without their colours once.
                     digest.update(b"palette;")
-        config = tfds.core.BuilderConfig(name=f"{folder.name}-{digest.hexdigest()}")
+        config = tfds.core.BuilderConfig(name=content_name(folder, digest.hexdigest()))
         self._directory = directory
         super().__init__(config=config, data_dir=data_dir)
 
@@ -215,7 +222,9 @@ class Folder(tfds.core.GeneratorBasedBuilder):
         bad = unreadable(paths)
         if not bad:
             return
-        shown = "\n".join(f"  {path}: {reason}" for path, reason in list(bad.items())[:LISTED])
+        shown = "\n".join(
+            f"  {printable(path)}: {reason}" for path, reason in list(bad.items())[:LISTED]
+        )
         more = f"\n  and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
         text = f"{len(bad)} of {len(paths)} pictures cannot be read:\n{shown}{more}"
         if not self._skip:

@@ -1,5 +1,6 @@
 """MNIST-format IDX files on disk as a TFDS dataset."""
 
+import collections
 import gzip
 import hashlib
 import math
@@ -10,6 +11,7 @@ import zlib
 import numpy as np
 import tensorflow_datasets as tfds
 
+from gaternet_tf.data.paths import content_name
 from gaternet_tf.errors import UserError
 
 FILES = {
@@ -73,13 +75,18 @@ def read_split(images_file: pathlib.Path, labels_file: pathlib.Path):
     """(uint8 images [n, h, w], uint8 labels [n]) of a split.
 
     Raises:
-      UserError: for damaged files, or numbers of images and labels that differ.
+      UserError: for damaged files, numbers of images and labels that differ, or empty images.
     """
     images, labels = read_idx(images_file, 3), read_idx(labels_file, 1)
     if len(images) != len(labels) or not len(images):
         raise UserError(
             f"'{images_file}' and '{labels_file}' must have as many images as labels, one at "
             f"least, and have {len(images):,} and {len(labels):,}"
+        )
+    if not images.size:
+        raise UserError(
+            f"'{images_file}' must hold images of one pixel at least, and its have "
+            f"{images.shape[1]} x {images.shape[2]}"
         )
     return images, labels
 
@@ -116,7 +123,7 @@ class Idx(tfds.core.GeneratorBasedBuilder):
         digest = hashlib.blake2b(repr(self._names).encode(), digest_size=4)
         for array in (images, labels, test_images, test_labels):
             digest.update(array.tobytes())
-        config = tfds.core.BuilderConfig(name=f"{folder.name}-{digest.hexdigest()}")
+        config = tfds.core.BuilderConfig(name=content_name(folder, digest.hexdigest()))
         super().__init__(config=config, data_dir=data_dir)
 
     def _info(self):
@@ -147,11 +154,21 @@ def class_names(path: pathlib.Path, classes: int) -> list[str]:
     """The lines of a file of class names, or numbers where there is none.
 
     Raises:
-      UserError: for fewer names than classes.
+      UserError: for fewer names than classes, one that is there twice, or no text.
     """
     if not path.is_file():
         return [str(number) for number in range(max(classes, 2))]
-    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"'{path}' must be text in UTF-8, and is not ({error}); save it as UTF-8"
+        ) from error
+    names = [line.strip() for line in text.splitlines() if line.strip()]
+    if twice := [name for name, count in collections.Counter(names).items() if count > 1]:
+        raise UserError(
+            f"'{path}' must name each class once, and names {', '.join(twice)} more than once"
+        )
     if len(names) < classes:
         raise UserError(f"'{path}' must name {classes} classes, one a line, and has {len(names)}")
     return names

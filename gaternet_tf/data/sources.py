@@ -18,6 +18,7 @@ from gaternet_tf.data.defaults import Defaults, defaults_of
 from gaternet_tf.data.digits import Digits
 from gaternet_tf.data.folder import Folder
 from gaternet_tf.data.idx import Idx
+from gaternet_tf.data.paths import is_text, printable
 from gaternet_tf.data.preprocessing import decode_rgb
 from gaternet_tf.data.stratification import TEST_SHARE, random_share
 from gaternet_tf.errors import UserError
@@ -278,6 +279,11 @@ def _with_test(dataset):
 
 
 def _builder(name, data_dir, skip_unreadable):
+    if not is_text(name):
+        raise UserError(
+            f"--dataset must be text in UTF-8, and '{printable(name)}' has other bytes; rename the "
+            "directory, or give a link to it"
+        )
     if name == "digits":
         return Digits(data_dir=data_dir)
     if name.startswith(IDX):

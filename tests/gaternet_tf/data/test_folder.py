@@ -1,6 +1,7 @@
 """A person's own pictures: every layout, kind and size; bad ones are listed by their paths."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -200,6 +201,37 @@ def test_unreadable_pictures_are_listed_and_refused(folder):
         assert f"{folder}/{path}" in text
     assert "--skip_unreadable" in text
     assert not (folder.parent / "data").exists()
+
+
+def named(directory, name):
+    """The first picture of a directory under a name that may be no text."""
+    path = directory / os.fsdecode(name)
+    min(directory.glob("*.png")).rename(path)
+    return path
+
+
+def test_a_file_name_that_is_no_text_works_and_can_be_told(folder, capsys):
+    path = named(folder / "test" / "cat", b"\xff.png")
+    assert opened(folder).size("test") == 4
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"cat/\\xff\.png: ") as error:
+        opened(folder)
+    str(error.value).encode()
+    assert opened(folder, skip_unreadable=True).size("test") == 3
+    assert "\\xff.png" in capsys.readouterr().out
+
+
+def test_a_class_or_a_set_whose_name_is_no_text_is_refused(folder):
+    (folder / "test" / "cat").rename(folder / "test" / os.fsdecode(b"\xff"))
+    with pytest.raises(UserError, match=r"in UTF-8, and '.*test/\\xff' has other bytes; rename"):
+        opened(folder)
+    odd = folder.with_name(os.fsdecode(b"\xfe"))
+    folder.rename(odd)
+    with pytest.raises(UserError, match=r"--dataset must be text in UTF-8, and '.*\\xfe' has"):
+        opened(odd)
+    (odd / "test" / os.fsdecode(b"\xff")).rename(odd / "test" / "cat")
+    folder.symlink_to(odd)
+    assert opened(folder).size("test") == 4
 
 
 def test_unreadable_pictures_are_left_out_when_asked(folder, capsys):

@@ -97,6 +97,18 @@ IMAGE_FILE, LABEL_FILE = "train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.g
         ),
         (damage(LABEL_FILE, lambda data: gzip.compress(b"")), "begins with nothing"),
         (
+            damage(IMAGE_FILE, lambda data: gzip.compress(idx(np.zeros((12, 0, 5), np.uint8)))),
+            "one pixel at least, and its have 0 x 5",
+        ),
+        (
+            lambda d: (d / "labels.txt").write_bytes("Stiefel\nHüte\nT".encode("latin-1")),
+            r"labels.txt' must be text in UTF-8, and is not",
+        ),
+        (
+            lambda d: (d / "labels.txt").write_text("shirt\nbag\nshirt\n"),
+            "must name each class once, and names shirt more than once",
+        ),
+        (
             damage(
                 "t10k-images-idx3-ubyte.gz",
                 lambda data: gzip.compress(idx(np.zeros((4, 6, 6), np.uint8))),
