@@ -83,6 +83,18 @@ def _visible(folder):
     )
 
 
+def _unused(directory, splits):
+    """Names of the directories with pictures of which no split has any."""
+    folder = pathlib.Path(directory).expanduser()
+    used = {
+        path.relative_to(folder).parts[0]
+        for classes in splits.values()
+        for pictures in classes.values()
+        for path in pictures
+    }
+    return [child.name for child in _visible(folder) if child.name not in used and _classes(child)]
+
+
 def _classes(folder) -> Pictures:
     classes = {}
     for child in _visible(folder):
@@ -169,6 +181,9 @@ class Folder(tfds.core.GeneratorBasedBuilder):
       data_dir: the TFDS directory to prepare them in; None for TFDS' own default.
       skip_unreadable: whether pictures that cannot be decoded are left out, or refused.
 
+    Attributes:
+      remarks: what a user should know of how the splits came about.
+
     Raises:
       UserError: for a directory that is laid out otherwise.
     """
@@ -178,6 +193,13 @@ class Folder(tfds.core.GeneratorBasedBuilder):
     def __init__(self, directory: str, data_dir: str | None = None, skip_unreadable: bool = False):
         self._pictures = find_pictures(directory)
         self._skip = skip_unreadable
+        unused = ", ".join(f"'{printable(name)}'" for name in _unused(directory, self._pictures))
+        self.remarks = []
+        if unused:
+            self.remarks.append(
+                f"not used of '{directory}': {unused}; the validation images are always held out "
+                "of those to train on"
+            )
         folder = pathlib.Path(directory).expanduser().resolve()
         # The prepared copy is told by what lies there: other pictures are another set.
         digest = hashlib.blake2b(b"skip" if skip_unreadable else b"", digest_size=4)

@@ -87,6 +87,8 @@ class Dataset:
     @property
     def remarks(self) -> list[str]:
         """What a user should know of how the splits came about."""
+        if isinstance(self.builder, Folder):
+            return self.builder.remarks
         if self.test_part is None:
             return []
         return [

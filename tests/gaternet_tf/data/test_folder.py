@@ -147,6 +147,21 @@ def test_a_validation_directory_is_the_test_where_there_is_no_other(folder, name
     assert opened(folder).size("test") == 4
 
 
+def test_directories_that_are_not_used_are_told(folder, capsys):
+    assert opened(folder).remarks == []
+    for name in ("Val", "more", ".hidden"):
+        for label in ("cat", "dog"):
+            save(folder / name / label / "1.png")
+    (folder / "notes").mkdir()
+    config = small_config(
+        str(folder.parent / "data"), dataset=f"folder:{folder}", image_size=8, batch_size=8
+    )
+    train(config, folder.parent / "run")
+    printed = capsys.readouterr().out
+    assert "2 validate, 4 of 'test' test" in printed
+    assert f"not used of '{folder}': 'Val', 'more'; the validation images are always" in printed
+
+
 @pytest.mark.parametrize(("train", "test"), [("Training", "Testing"), ("TRAIN", "Valid")])
 def test_splits_may_have_other_names(folder, train, test):
     (folder / "train").rename(folder / train)
