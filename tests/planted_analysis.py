@@ -39,7 +39,7 @@ def analysis_of(gates, perplexity=10.0, macs=1000, classes=CLASSES, **source):
                 "kind": "run",
                 "path": "runs/planted",
                 "dataset": {"name": "planted", "version": "1.0.0"},
-                "git_commit": None,
+                "git_commit": f"{'0123456789abcdef' * 3:.40}-dirty",
                 "backbone": "resnet20",
                 "gater": "resnet20",
                 "sparsity": 0.1,

@@ -136,11 +136,32 @@ def test_the_table_of_units_sorts(open_page, report):
     assert names == [f"stage{stage} unit{unit}" for stage in (1, 2) for unit in (1, 2, 3)]
 
 
-@pytest.mark.parametrize("width", [1100, 390])
-def test_it_is_accessible_and_fits_a_phone(open_page, report, width):
-    page = open_page(report, width)
+@pytest.fixture(scope="module", name="long_words")
+def long_words_fixture(tmp_path_factory):
+    """A report where all that may be a long word is one."""
+    word = "Wortungetüm" * 20
+    analysis = analysis_of(
+        planted_gates(),
+        classes=(word, "c" * 300, "dog"),
+        path=f"runs/{word}",
+        dataset={"name": f"folder:{word}", "version": "1.0.0"},
+    )
+    return drawn(analysis, tmp_path_factory.mktemp("long"))
+
+
+@pytest.mark.parametrize("which", ["report", "long_words"])
+@pytest.mark.parametrize("width", [1100, 390, 360])
+def test_it_is_accessible_and_fits_a_phone(open_page, request, which, width):
+    page = open_page(request.getfixturevalue(which), width)
     page.click(".choose button[data-class='0']")
+    page.locator("#points").press("ArrowRight")
+    page.evaluate("document.querySelectorAll('details').forEach((each) => each.open = true)")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # Nor is anything cut off where the page does not scroll; tables scroll in themselves.
+    beyond = """(width) => [...document.querySelectorAll("body *")].filter((each) =>
+        !each.closest(".scroll") && each.getBoundingClientRect().right > width)
+        .map((each) => each.outerHTML.slice(0, 80))"""
+    assert page.evaluate(beyond, width) == []
     violations = Axe().run(page)["violations"]
     assert [(each["id"], each["nodes"][0]["html"]) for each in violations] == []
     for image in page.locator("figure img").all():
@@ -164,6 +185,7 @@ def test_printed_it_hides_what_cannot_be_pressed(open_page, report):
     ],
 )
 def test_what_is_not_known_is_marked(open_page, tmp_path, gates, perplexity, macs, absent):
-    page = open_page(drawn(analysis_of(gates, perplexity, macs), tmp_path))
+    page = open_page(drawn(analysis_of(gates, perplexity, macs, git_commit=None), tmp_path))
+    assert "git commit unknown" in page.inner_text("main")
     assert absent in page.inner_text("main")
     page.click(".choose button[data-class='1']")
