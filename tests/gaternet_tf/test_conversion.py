@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import stand_in_for_cifar_servers
+from helpers import plant_run, stand_in_for_cifar_servers
 
 from export.exporting import ExportConfig, export_run
 from gaternet_tf import UserError, build_gaternet
@@ -301,21 +301,7 @@ def test_a_place_that_is_taken_is_refused_before_the_file_is_read(tmp_path):
     with pytest.raises(UserError, match=r"none\.pth' is no file"):
         checkpoint_to_run(tmp_path / "none.pth", tmp_path / "run", "resnet20")
     with pytest.raises(UserError, match="exists; choose another"):
-        run_to_checkpoint(open_run_of(tmp_path), tmp_path / "mine.txt")
-
-
-def open_run_of(tmp_path):
-    """Where a run would be; the file to write is looked at only for a finished run."""
-    from helpers import small_config
-
-    from gaternet_tf.data import Preprocessing
-    from gaternet_tf.runs import RunDirectory
-
-    run = RunDirectory(tmp_path / "finished")
-    config = small_config(None)
-    run.write_document(vars(config), {"labels": []}, Preprocessing(8, 8, 1, (0.0,), (1.0,)))
-    run.write_result({})
-    return run.path
+        run_to_checkpoint(plant_run(tmp_path / "finished").path, tmp_path / "mine.txt")
 
 
 @pytest.mark.parametrize(
