@@ -1,9 +1,8 @@
 """Writes a version's manifest: where it came from, how to read its answers, what its files are."""
 
-import hashlib
 import pathlib
 
-from gaternet_tf.documents import read_json, write_json
+from gaternet_tf.documents import read_json, sha256, write_json
 from gaternet_tf.macs import gate_macs, layer_macs
 from gaternet_tf.manifest import FORMAT, PLACE
 from gaternet_tf.models import gate_map
@@ -31,7 +30,11 @@ def write_manifest(directory: pathlib.Path, run: RunDirectory, model, name: str,
             "versions": document["versions"],
             "result": run.result,
         },
-        "dataset": {key: document["dataset"][key] for key in ("name", "version")},
+        "dataset": {
+            # `content` tells pictures of one's own from what they become later.
+            key: document["dataset"].get(key, "")
+            for key in ("name", "version", "content")
+        },
         "labels": run.labels,
         "preprocessing": document["preprocessing"],
         "gates": {"count": len(gate_map(model)), "segments": gate_map(model).to_rows()},
@@ -75,7 +78,7 @@ def checksums(directory: pathlib.Path) -> dict[str, str]:
     """SHA-256 of every file of a version but the manifest, by its path in there."""
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     return {
-        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
+        str(path.relative_to(directory)): sha256(path)
         for path in files
         if path.relative_to(directory) != PLACE
     }

@@ -1,12 +1,12 @@
 """Turns the authors' PyTorch checkpoints into runs, and runs into such checkpoints."""
 
 import dataclasses
-import hashlib
 import os
 import pathlib
 
 from gaternet_tf.authors_format import check_representable, load_state_dicts, state_dicts
 from gaternet_tf.data import Preprocessing, defaults_of
+from gaternet_tf.documents import sha256
 from gaternet_tf.errors import UserError
 from gaternet_tf.models import build_gaternet, gate_map
 from gaternet_tf.runs import RunDirectory, open_run, require_place, require_writable
@@ -70,7 +70,7 @@ def checkpoint_to_run(
         {
             "converted_from": {
                 "file": pathlib.Path(checkpoint).name,
-                "sha256": hashlib.sha256(pathlib.Path(checkpoint).read_bytes()).hexdigest(),
+                "sha256": sha256(pathlib.Path(checkpoint)),
             },
             "parameters": count_parameters(model),
             "gates": len(gate_map(model)),

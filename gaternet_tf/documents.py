@@ -1,5 +1,6 @@
-"""The JSON documents that pass between rooms: written whole, and checked where they are read."""
+"""The documents that pass between rooms: written whole, and checked where they are read."""
 
+import hashlib
 import json
 import os
 import pathlib
@@ -46,6 +47,12 @@ def require_parts(value: Any, wanted: Any, name: str = "the document") -> None:
             if key not in value:
                 raise ValueError(f"{name} has no '{key}'")
             require_parts(value[key], part, f"'{key}'")
+
+
+def sha256(path: pathlib.Path) -> str:
+    """The checksum of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: pathlib.Path, document: dict) -> None:

@@ -133,17 +133,26 @@ class RunDirectory:
           UserError: when another process holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / LOCK).open("a") as file:
+        lock = self.path / LOCK
+        with contextlib.ExitStack() as stack:
+            while True:
+                file = stack.enter_context(lock.open("a"))
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise UserError(
+                        f"--workdir must not be in use, and another process is training in "
+                        f"'{self.path}'; wait for its end, or choose another"
+                    ) from error
+                except OSError:
+                    pass
+                # Whoever held it before may have removed the file after it was opened here.
+                if os.path.exists(lock) and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                    break
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"--workdir must not be in use, and another process is training in "
-                    f"'{self.path}'; wait for its end, or choose another"
-                ) from error
-            except OSError:
-                pass
-            yield
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
 
     def write_document(
         self, config: dict, dataset: dict, preprocessing: Preprocessing, replicas: int = 1

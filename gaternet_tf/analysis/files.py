@@ -6,7 +6,6 @@ the lowest bit of byte 0, `numpy.unpackbits(gates, axis=1, count=GATES, bitorder
 """
 
 import dataclasses
-import hashlib
 import os
 import pathlib
 import zipfile
@@ -15,7 +14,7 @@ import numpy as np
 
 from gaternet_tf.analysis.document import require_document
 from gaternet_tf.analysis.record import GateRecord
-from gaternet_tf.documents import read_json, require_parts, write_json
+from gaternet_tf.documents import read_json, require_parts, sha256, write_json
 from gaternet_tf.errors import UserError
 from gaternet_tf.models.gate_map import GateMap
 
@@ -76,8 +75,7 @@ def save(analysis: Analysis, directory: str | os.PathLike) -> None:
         shown=analysis.shown,
         thumbnails=analysis.thumbnails,
     )
-    with (directory / ARRAYS).open("rb") as file:
-        head = {"format": FORMAT, "sha256": {ARRAYS: _sha256(file)}}
+    head = {"format": FORMAT, "sha256": {ARRAYS: sha256(directory / ARRAYS)}}
     # Of an analysis that was read back they are replaced.
     write_json(directory / DOCUMENT, {**head, **analysis.document, **head})
 
@@ -117,17 +115,11 @@ def load(directory: str | os.PathLike) -> Analysis:
         ) from error
 
 
-def _sha256(file):
-    return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _read_arrays(path, checksum):
-    with path.open("rb") as file:
-        if _sha256(file) != checksum:
-            raise ValueError(f"{path.name} is damaged, or not that of this {DOCUMENT}")
-        file.seek(0)
-        with np.load(file, allow_pickle=False) as stored:
-            arrays = dict(stored)
+    if sha256(path) != checksum:
+        raise ValueError(f"{path.name} is damaged, or not that of this {DOCUMENT}")
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = dict(stored)
     if missing := [name for name in ARRAY_NAMES if name not in arrays]:
         raise ValueError(f"{path.name} has no '{missing[0]}'")
     return arrays

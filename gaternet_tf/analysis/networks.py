@@ -1,7 +1,6 @@
 """The networks that can be analysed: a finished run's, and an exported version's."""
 
 import dataclasses
-import hashlib
 import os
 import pathlib
 from collections.abc import Callable
@@ -11,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from gaternet_tf.data import Preprocessing
+from gaternet_tf.documents import sha256
 from gaternet_tf.errors import UserError
 from gaternet_tf.macs import gate_macs, layer_macs
 from gaternet_tf.manifest import PLACE, read_manifest
@@ -40,7 +40,7 @@ class Network:
         more surely so.
       gate_map, labels, preprocessing: of the network.
       config: the settings of its run.
-      dataset: what that recorded of its dataset; an export has name and version alone.
+      dataset: what that recorded of its dataset.
       macs, gate_macs: see `gaternet_tf.macs`; None if not known.
       source: JSON-ready; where it came from, and the dataset that it was trained on.
       strength: what `strengths` are, in words.
@@ -175,8 +175,7 @@ def _require_whole(directory, checksums):
         if name.startswith(f"{PLACE.parent}/"):
             continue
         try:
-            with (directory / name).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            found = sha256(directory / name)
         except OSError as error:
             raise _damaged(directory, f"{name}: {error.strerror}") from error
         if found != checksum:
