@@ -26,6 +26,8 @@ from gaternet_tf.errors import UserError
 FORMAT = "gaternet-run-1"
 LOCK = ".lock"
 """Held by the process that trains, see `RunDirectory.locked`."""
+BEGUN = {"config": {"epochs": int}, "dataset": dict, "preprocessing": dict}
+"""What config.json of any run has at least, so that it can be resumed."""
 PARTS = {
     "config": {
         "backbone": str,
@@ -280,6 +282,8 @@ def open_run(path: str | os.PathLike) -> RunDirectory:
         )
     _require_run(run)
     if not run.finished:
+        with _as_written(run.config_file, "begun run"):
+            read_json(run.config_file, BEGUN)
         epochs = len(list(run.metrics()))
         raise UserError(
             f"--workdir must be a finished run, and '{path}' stopped after {epochs} of "
@@ -292,19 +296,25 @@ def open_run(path: str | os.PathLike) -> RunDirectory:
 
 def _require_documents(run):
     """Whoever opens a finished run may rely on its documents."""
-    try:
-        file = run.config_file
-        document = read_json(file, PARTS)
+    with _as_written(run.config_file):
+        document = read_json(run.config_file, PARTS)
         Preprocessing.from_dict(document["preprocessing"])
-        file = run.result_file
-        result = read_json(file, RESULT)
+    with _as_written(run.result_file):
+        result = read_json(run.result_file, RESULT)
         if "converted_from" not in result:
             gated = document["config"]["gater"] != "none"
-            read_json(file, MEASURED | (OF_GATES if gated else {}))
+            read_json(run.result_file, MEASURED | (OF_GATES if gated else {}))
+
+
+@contextlib.contextmanager
+def _as_written(file, kind="finished run"):
+    """Turns what is raised for a damaged document of a run into a `UserError`."""
+    try:
+        yield
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"'{file}' of a finished run must be as train.main wrote it, and is not ({error}); "
-            "bring it back from a copy, or train again"
+            f"'{file}' of a {kind} must be as train.main wrote it, and is not ({error}); bring it "
+            "back from a copy, or train again"
         ) from error
 
 
@@ -315,8 +325,8 @@ def is_run(path: str | os.PathLike) -> bool:
 
 def _format_of(run):
     try:
-        return str(run.document["format"])
-    except (OSError, ValueError, KeyError):
+        return read_json(run.config_file, {"format": str})["format"]
+    except (OSError, ValueError):
         return ""
 
 
@@ -335,7 +345,8 @@ def _require_same_run(run, config):
             f"--workdir must be new or a run to resume, and the run in '{run.path}' is finished; "
             "choose another --workdir"
         )
-    old = run.config
+    with _as_written(run.config_file, "begun run"):
+        old = read_json(run.config_file, BEGUN)["config"]
     differing = [key for key in config if config[key] != old.get(key)]
     if differing:
         changes = ", ".join(f"--{key}: {old.get(key)} then, {config[key]} now" for key in differing)

@@ -55,6 +55,18 @@ def test_a_foreign_directory_is_refused_and_kept(tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
+@pytest.mark.parametrize("part", ["config", "dataset", "preprocessing"])
+def test_a_damaged_begun_run_is_neither_resumed_nor_read(tmp_path, part):
+    run = begin(tmp_path / "run")
+    document = json.loads(run.config_file.read_text())
+    del document[part]
+    run.config_file.write_text(json.dumps(document))
+    with pytest.raises(UserError, match=f"config.json' of a begun run must be.*has no '{part}'"):
+        prepare_run(tmp_path / "run", CONFIG)
+    with pytest.raises(UserError, match=f"config.json' of a begun run must be.*has no '{part}'"):
+        open_run(tmp_path / "run")
+
+
 def test_a_place_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
