@@ -78,6 +78,9 @@ def train(
 ) -> dict:
     """Trains to the end, from the start or from the last checkpoint in `workdir`.
 
+    `config.deterministic` is for the rest of the process, since TensorFlow cannot take it back:
+    random operations that come after, here or elsewhere, must have a seed.
+
     Args:
       config: the settings.
       workdir: the run directory to write, see `gaternet_tf.runs`.
@@ -142,7 +145,9 @@ def train_on(strategy, config, run, workdir, previous_checkpoint, started, stack
         found = [pathlib.Path(path).name for path in saved_checkpoints(resumed_from)]
         require_same_checkpoints(strategy, found)
 
-    keras.mixed_precision.set_dtype_policy(config.dtype_policy)
+    set_dtype_policy = keras.mixed_precision.set_dtype_policy
+    stack.callback(set_dtype_policy, keras.mixed_precision.dtype_policy())
+    set_dtype_policy(config.dtype_policy)
     with strategy.scope():
         model = build_and_compile(config, preprocessing, len(dataset.labels), steps, strategy)
     selecting = config.select == "best" and dataset.validation_images > 0

@@ -13,9 +13,10 @@ import collections
 import dataclasses
 import json
 import math
+import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 from serving.client_command import (
@@ -339,9 +340,29 @@ async def measure(options) -> Report:
         await transport.close()
 
 
+async def ended_by_ctrl_c(work: Coroutine[Any, Any, Report]) -> Report:
+    """What comes of the work, which Ctrl-C cancels.
+
+    asyncio.run's own handler is only called once the event loop wakes up by itself, if the signal
+    comes in the moment before it falls asleep, or to another thread: with a server that does not
+    answer, at the deadline.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        return await task
+    loop.add_signal_handler(signal.SIGINT, task.cancel)
+    try:
+        return await task
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+
+
 def load_and_tell(options) -> int:
     """Prints what came of the load; returns the exit status."""
-    report = asyncio.run(measure(options))
+    try:
+        report = asyncio.run(ended_by_ctrl_c(measure(options)))
+    except asyncio.CancelledError:
+        return INTERRUPTED
     if options.output == "json":
         print(json.dumps(report.to_dict(), indent=2))
     else:

@@ -123,8 +123,10 @@ class RestServer:
             if connection.sock is not None:
                 with contextlib.suppress(OSError):
                     connection.sock.shutdown(socket.SHUT_RDWR)
-        while self._idle:
-            self._idle.pop().close()
+        # Threads under way may take one, or bring one back.
+        with contextlib.suppress(IndexError):
+            while True:
+                self._idle.pop().close()
 
     def _predict(self, request, deadline):
         spec = wire.ModelSpec()

@@ -5,6 +5,7 @@ import signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import keras
 import pytest
 import tensorflow as tf
 from helpers import run_module, small_config
@@ -22,6 +23,16 @@ def pytest_configure():
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_for_the_whole_process():
+    """No test changes what those after it, in the same process, do."""
+    yield
+    assert keras.config.dtype_policy().name == "float32"
+    with tf.Graph().as_default():
+        # Refused if operations are deterministic from here on, as this one has no seed.
+        tf.random.uniform([])
 
 
 @pytest.fixture(name="run_module")

@@ -450,21 +450,20 @@ def test_a_second_process_does_not_train_into_the_same_run(data_dir, tmp_path):
     assert not (tmp_path / "run" / ".lock").exists()
 
 
-def test_another_number_of_replicas_is_told_or_with_deterministic_refused(
-    data_dir, stopped, capsys
-):
+def test_another_number_of_replicas_is_told(data_dir, stopped, capsys):
     document = json.loads((stopped / "config.json").read_text())
     assert document["replicas"] == 1
     document["replicas"] = 4
     (stopped / "config.json").write_text(json.dumps(document))
-    config = small_config(data_dir, epochs=3)
-    train(config, stopped)
+    train(small_config(data_dir, epochs=3), stopped)
     assert "the run began on 4 replica(s) and goes on on 1" in capsys.readouterr().out
-    (stopped / "result.json").unlink()
-    document["config"]["deterministic"] = True
-    (stopped / "config.json").write_text(json.dumps(document))
-    with pytest.raises(UserError, match="as many replicas as it began on, 4, and here are 1"):
-        train(dataclasses.replace(config, deterministic=True), stopped)
+
+
+def test_a_run_in_bfloat16_does_not_change_what_is_built_after_it(data_dir, tmp_path):
+    train(small_config(data_dir, dtype_policy="mixed_bfloat16"), tmp_path / "run")
+    model = open_run(tmp_path / "run").load_model()
+    assert {layer.compute_dtype for layer in model.layers} >= {"bfloat16"}
+    assert keras.layers.Dense(1).compute_dtype == "float32"
 
 
 def test_a_plain_run_tells_its_task_loss(data_dir, tmp_path):

@@ -1,6 +1,8 @@
 """Runs that end before their time, through the real command, and what resuming makes of them."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,3 +86,20 @@ def test_sigterm_saves_in_the_middle_of_an_epoch_and_exits(data_dir, tmp_path, u
     assert process.returncode == 0, err
     assert " steps" in out.partition("resuming after epoch ")[2].splitlines()[0]
     assert_equal(open_run(tmp_path / "run"), unbroken)
+
+
+def test_another_number_of_replicas_is_no_repetition_and_refused(data_dir, tmp_path, unbroken):
+    shutil.copytree(unbroken.path, tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
+    run.result_file.unlink()
+    document = json.loads(run.config_file.read_text())
+    run.config_file.write_text(json.dumps({**document, "replicas": 4}))
+    done = subprocess.run(
+        command(data_dir, run.path),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "as many replicas as it began on, 4, and here are 1" in done.stderr
+    assert not run.result_file.exists()
