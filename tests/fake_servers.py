@@ -288,7 +288,11 @@ def rest_server(model, port=0, context=None):
             self.answer(None)
 
         def do_POST(self):
-            self.answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            size = int(self.headers["Content-Length"])
+            content = self.rfile.read(size)
+            # Who asked may be gone before all of it has come.
+            if len(content) == size:
+                self.answer(json.loads(content))
 
         def answer(self, body):
             try:

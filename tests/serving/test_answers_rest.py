@@ -1,6 +1,7 @@
 """The local server's REST API over a real socket: TensorFlow Serving's paths, codes and words."""
 
 import base64
+import contextlib
 import http.client
 import json
 import math
@@ -328,11 +329,14 @@ def test_a_connection_serves_several_requests_chunks_and_survives_an_error(calls
     ],
 )
 def test_broken_http_costs_nobody_else_anything(calls, sent):
+    answer = b""
     with socket.create_connection(("127.0.0.1", calls.server.rest_port), timeout=30) as raw:
-        raw.sendall(sent)
-        raw.shutdown(socket.SHUT_WR)
-        answer = b""
-        while piece := raw.recv(65536):
-            answer += piece
+        # The server may have seen enough, and end the connection, before all of it has come.
+        with contextlib.suppress(OSError):
+            raw.sendall(sent)
+            raw.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionResetError):
+            while piece := raw.recv(65536):
+                answer += piece
     assert not answer or answer.split()[1] in (b"400", b"413", b"414") or b"error" in answer.lower()
     assert calls.post("toy:predict", {"inputs": [[1]]}) == (200, {"outputs": [[3.0]]})
