@@ -326,6 +326,8 @@ def tell(program: str, error: object) -> None:
 
 def end_of(program: str, command: Callable[[], int]) -> int:
     """Runs a command, and tells what keeps it from its end; returns the exit status."""
+    # gRPC logs what a connection goes through; the error says what matters of it.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         status = command()
         sys.stdout.flush()
@@ -353,6 +355,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file's name need not be text; it is printed as it is.
         sys.stdout.reconfigure(errors="surrogateescape")
-    # gRPC logs what a connection goes through; the error says what matters of it.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     return end_of("serving.client", lambda: ask(options))

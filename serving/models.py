@@ -259,6 +259,10 @@ class Models:
 
     def _settle(self):
         with self._changed:
+            if self._stopping.is_set():
+                # There is nobody left to load, and `close` frees what there is.
+                self._changed.notify_all()
+                return
             for name, life in self._lives.items():
                 if name not in self._configs:
                     life.aspire({})

@@ -195,14 +195,19 @@ class RestServer(http.server.ThreadingHTTPServer):
         with self.lock:
             self.stopping = True
             for connection in self.idle:
-                with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RD)
+                end_of_requests(connection)
         self.shutdown()
         self.server_close()
 
     def handle_error(self, request, client_address) -> None:
         """A connection that breaks is the caller's affair."""
         logging.info("A connection of %s broke", client_address, exc_info=True)
+
+
+def end_of_requests(connection: socket.socket) -> None:
+    """Lets whoever reads from the connection find its end; answers can still be sent."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RD)
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -218,7 +223,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         super().setup()
         with self.server.lock:
             self.server.idle.add(self.connection)
-            self.close_connection = self.server.stopping
+            if self.server.stopping:
+                end_of_requests(self.connection)
 
     def finish(self):
         with self.server.lock:

@@ -120,10 +120,15 @@ class RestServer:
         """Closes all connections; requests under way fail at once."""
         self._closed.set()
         for connection in [*self._busy]:
-            if connection.sock is not None:
+            # The thread that uses it may close it meanwhile.
+            sock = connection.sock
+            if sock is not None:
                 with contextlib.suppress(OSError):
-                    connection.sock.shutdown(socket.SHUT_RDWR)
-        # Threads under way may take one, or bring one back.
+                    sock.shutdown(socket.SHUT_RDWR)
+        self._close_idle()
+
+    def _close_idle(self):
+        # Other threads may take one meanwhile.
         with contextlib.suppress(IndexError):
             while True:
                 self._idle.pop().close()
@@ -270,6 +275,9 @@ class RestServer:
         data = self._read(response, sock, deadline)
         if response.isclosed():
             self._idle.append(connection)
+            if self._closed.is_set():
+                # `close` may have looked before.
+                self._close_idle()
         else:
             connection.close()
         return response.status, data

@@ -47,6 +47,25 @@ def run_module(module, *arguments, cwd, timeout=300, prepare=":") -> Finished:
     return Finished(done.returncode, done.stdout, done.stderr)
 
 
+def help_without_tensorflow(module, cwd):
+    """What `--helpshort` of a command prints where TensorFlow cannot be imported."""
+    program = f"""
+import runpy, sys
+sys.modules["tensorflow"] = None
+sys.argv = [{module!r}, "--helpshort"]
+runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout
+
+
 @contextlib.contextmanager
 def running(module, *arguments, cwd):
     """`python -m module arguments` as a process to talk with; it is killed if it still runs."""

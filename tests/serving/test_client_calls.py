@@ -369,8 +369,9 @@ def test_retries_end_with_their_number_and_with_the_deadline(kind, form, served)
     started = time.monotonic()
     with pytest.raises(UnavailableError):
         call(target, "status", form=form, timeout=0.25)
-    assert time.monotonic() - started < 1.5
-    assert model.calls["GetModelStatus"] <= 7
+    assert time.monotonic() - started < 5
+    # The pauses are 0.08, 0.16 and 0.32 seconds at least.
+    assert model.calls["GetModelStatus"] <= 5 + 3
 
 
 def test_a_full_queue_is_not_called_an_absent_server(served):
@@ -389,9 +390,10 @@ def test_a_slow_server_costs_the_deadline_and_no_more(kind, form, served):
     model = FakeModel(lambda method, request: release.wait(30) and None)
     target = served(kind, model)
     started = time.monotonic()
-    with pytest.raises(DeadlineError, match=r"within 0\.5 s.*--timeout"):
-        call(target, "classify", [picture(1)], form=form, timeout=0.5, version=1)
-    assert 0.4 < time.monotonic() - started < 3
+    with pytest.raises(DeadlineError, match=r"within 2\.0 s.*--timeout"):
+        call(target, "classify", [picture(1)], form=form, timeout=2.0, version=1)
+    # Another attempt would take as long again.
+    assert 1.9 < time.monotonic() - started < 3.9
     release.set()
     assert model.calls["Predict"] == 1
 
@@ -484,6 +486,7 @@ def test_proxies_hold_for_other_hosts(monkeypatch):
 
         thread = threading.Thread(target=ask)
         thread.start()
+        proxy.settimeout(60)
         connection, _ = proxy.accept()
         with connection:
             assert connection.recv(1000).startswith(b"CONNECT models.invalid:8500 ")
@@ -538,7 +541,7 @@ def test_waiting_tells_the_last_reason_that_there_was(served):
     release = threading.Event()
     model = FakeModel(before, versions={1: "LOADING"})
     with pytest.raises(DeadlineError, match="version 1 is LOADING"):
-        call(served("grpc", model), "wait_ready", None, 1.0)
+        call(served("grpc", model), "wait_ready", None, 3.0)
     release.set()
 
 
@@ -553,10 +556,10 @@ def test_waiting_for_what_failed_to_load_ends_at_once(served):
 
 def test_waiting_ends_in_time_and_says_what_it_saw(served):
     target = served("grpc", FakeModel(versions={1: "LOADING"}))
-    with pytest.raises(DeadlineError, match=r"within 0\.2 s.*version 1 is LOADING"):
-        call(target, "wait_ready", None, 0.2)
+    with pytest.raises(DeadlineError, match=r"within 1\.5 s.*version 1 is LOADING"):
+        call(target, "wait_ready", None, 1.5)
     with pytest.raises(DeadlineError, match=r"version 9 .*no such version"):
-        call(target, "wait_ready", 9, 0.2)
+        call(target, "wait_ready", 9, 1.5)
 
 
 @pytest.mark.parametrize(("kind", "form"), FORMS)
@@ -567,7 +570,7 @@ def test_waiting_for_a_server_that_does_not_answer_ends_in_time(kind, form, serv
     with pytest.raises(DeadlineError, match=r"within 0\.3 s.*did not answer"):
         call(target, "wait_ready", None, 0.3, form=form, timeout=25)
     release.set()
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
 
 
 def test_waiting_for_a_label_waits_for_what_it_names(served):
@@ -635,7 +638,7 @@ def test_the_largest_message_is_learnt(served):
     # gRPC itself tries the first one again.
     assert model.begun["Predict"] - model.calls["Predict"] == 2
     assert model.calls["Predict"] <= 8
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
 
 
 def test_what_a_rest_server_finds_too_large_is_asked_in_smaller_parts(served):
@@ -808,6 +811,7 @@ def test_settings_that_cannot_be_are_refused(settings, words):
 def http_server_of(*pieces):
     """Answers one request with these bytes, each sent alone; gives its URL."""
     with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
 
         def answer():
             connection, _ = server.accept()
@@ -873,7 +877,7 @@ def test_a_server_that_dribbles_does_not_outlast_the_deadline():
     with http_server_of(*body) as target:
         with pytest.raises(DeadlineError):
             call(target, "status", timeout=0.5)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 12
         ended.set()
 
 
@@ -967,7 +971,7 @@ def test_closing_does_not_wait_for_requests_under_way(kind, form, served):
     async def leave():
         async with AsyncGaterNetClient(target, "fake", **settings) as client:
             task = asyncio.create_task(client.classify(images))
-            await asyncio.to_thread(begun.acquire)
+            assert await asyncio.to_thread(begun.acquire, timeout=60)
             task.cancel()
 
     def classify():
@@ -984,10 +988,10 @@ def test_closing_does_not_wait_for_requests_under_way(kind, form, served):
         with GaterNetClient(target, "fake", **settings) as client:
             thread = threading.Thread(target=classify)
             thread.start()
-            begun.acquire()
+            assert begun.acquire(timeout=60)
         thread.join()
         assert len(errors) == 1
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 12
     release.set()
 
 

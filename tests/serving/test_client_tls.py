@@ -131,6 +131,7 @@ def test_plaintext_to_a_server_that_speaks_tls(secure, pems):
 def test_tls_to_a_server_that_speaks_plaintext_sends_it_nothing_readable(scheme, pems):
     received = []
     with socket.create_server(("127.0.0.1", 0)) as plain:
+        plain.settimeout(60)
 
         def listen():
             connection, _ = plain.accept()

@@ -1,6 +1,7 @@
 """Warm-up, metrics and the orderly end of the local server."""
 
 import concurrent.futures
+import contextlib
 import errno
 import os
 import re
@@ -193,9 +194,10 @@ def test_metrics(tmp_path):
     assert found[':gaternet:serving:gate_rate{model_name="toy",version="1"}'] == 3 / 8
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]
+def free_ports(count):
+    with contextlib.ExitStack() as stack:
+        taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in taken]
 
 
 def knock(port):
@@ -205,7 +207,7 @@ def knock(port):
 
 def test_ports_open_when_the_models_are_loaded(tmp_path):
     write_toy(tmp_path)
-    ports = free_port(), free_port()
+    ports = free_ports(2)
     config = single_model("toy", str(tmp_path))
     server = LocalServer(Settings(config, port=ports[0], rest_port=ports[1]))
     load, found = server.models._load, []
@@ -241,7 +243,8 @@ def test_a_stop_lets_running_requests_end_and_refuses_new_ones(tmp_path):
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
             document = {"signature_name": "wait", "instances": [str(go)]}
             over_rest = pool.submit(calls.post, "toy:predict", document)
-            for _ in range(2):
+            # REST looks a model up twice, for its signature and to run it.
+            for _ in range(3):
                 assert entered.acquire(timeout=SECONDS)
             port = calls.server.port
             stopped = pool.submit(calls.server.stop, SECONDS)

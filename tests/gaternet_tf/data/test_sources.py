@@ -133,6 +133,8 @@ def test_a_set_to_be_fetched_by_hand_says_how(tmp_path):
 
 
 def test_reaching_out_ends_in_time(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     assert "refused" in _unreachable("http://127.0.0.1:9/x")
     over = threading.Event()
 
