@@ -1,8 +1,11 @@
 """Classify and MultiInference: tf.Examples in, classes and scores out."""
 
+import contextlib
+
 import grpc
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from serving.errors import ServingError, failed_precondition, invalid
 from serving.servable import DEFAULT_SIGNATURE, Servable
@@ -65,6 +68,15 @@ def examples(request_input) -> list[tf.train.Example]:
         for name, feature in with_context.context.features.feature.items():
             if name not in example.features.feature:
                 example.features.feature[name].CopyFrom(feature)
+    return found
+
+
+def parsed_examples(strings: list[bytes]) -> list[tf.train.Example]:
+    """Those of serialized examples that are examples."""
+    found = []
+    for string in strings:
+        with contextlib.suppress(DecodeError):
+            found.append(tf.train.Example.FromString(string))
     return found
 
 

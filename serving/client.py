@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
 import os
 from collections.abc import AsyncIterator, Iterable, Iterator
+from numbers import Integral
 
 from serving.client_answers import (
     Answer,
@@ -45,6 +46,7 @@ from serving.transport import (
     Transport,
     async_transport,
     blocking_transport,
+    check_type,
     run,
 )
 
@@ -94,6 +96,9 @@ class _Client:
         max_pixels: int = MAX_PIXELS,
         resize: int | None = None,
     ):
+        check_type("attempts", attempts, Integral)
+        check_type("batch_size", batch_size, Integral)
+        check_type("max_message_bytes", max_message_bytes, Integral)
         if not 1 <= attempts <= 5:
             raise SettingsError(f"attempts must be 1 to 5, as gRPC has it, got {attempts}")
         tls = Tls() if tls is True else tls or None
@@ -102,7 +107,13 @@ class _Client:
         )
         # A request is a picture and some names around it; in JSON, base64 makes it larger.
         room = max_message_bytes * 3 // 4 if settings.is_rest else max_message_bytes
-        limits = Limits(pixels=max_pixels, bytes=max(1, room - 2**10 - 16 * batch_size))
+        names = 2**10 + 16 * batch_size
+        if room <= names:
+            raise SettingsError(
+                f"max_message_bytes must leave room for pictures beside {names:,} bytes for the "
+                f"names around {batch_size} of them, got {max_message_bytes}"
+            )
+        limits = Limits(pixels=max_pixels, bytes=room - names)
         choices = Choices(
             model, version, label, batch_size, min(batch_bytes, limits.bytes), resize, limits
         )

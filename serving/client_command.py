@@ -283,11 +283,17 @@ def classify(client, paths: Sequence[str], options) -> tuple[list, int]:
     return answers, SOME_FAILED if failed else 0
 
 
-def print_status(client) -> None:
-    """Prints a table of the model's versions."""
+def format_status(statuses, output: str) -> str:
+    """The states of a model's versions as a table, JSON or CSV."""
+    if output == "json":
+        return json.dumps([dataclasses.asdict(one) for one in statuses], indent=2) + "\n"
     rows = [["version", "state", "error"]]
-    rows += [[str(one.version), one.state, one.error] for one in client.statuses()]
-    print(format_table(rows))
+    rows += [[str(one.version), one.state, one.error] for one in statuses]
+    if output == "table":
+        return format_table(rows) + "\n"
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def ask(options) -> int:
@@ -309,7 +315,7 @@ def ask(options) -> int:
         if options.wait_ready is not None:
             client.wait_ready(timeout=options.wait_ready)
         if options.status:
-            print_status(client)
+            sys.stdout.write(format_status(client.statuses(), options.output))
             return 0
         answers, status = classify(client, paths, options)
     sys.stdout.write(FORMATS[options.output](paths, answers, options))

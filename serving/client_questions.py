@@ -3,12 +3,15 @@
 import dataclasses
 import os
 from collections.abc import Callable, Iterable
+from numbers import Integral
 from typing import Any
 
 from serving.client_errors import SettingsError
 from serving.pictures import DEFAULT_LIMITS, Limits
+from serving.transport import check_type
 
-OUTPUTS = ("labels", "class_ids", "probabilities", "gates")
+CLASSIFICATION = ("labels", "class_ids", "probabilities")
+OUTPUTS = (*CLASSIFICATION, "gates")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +27,13 @@ class Choices:
     limits: Limits = DEFAULT_LIMITS
 
     def __post_init__(self):
+        check_type("model", self.model, str)
+        check_type("label", self.label, str, type(None))
+        check_type("batch_size", self.batch_size, Integral)
+        check_type("batch_bytes", self.batch_bytes, Integral)
+        check_type("version", self.version, Integral, type(None))
+        check_type("resize", self.resize, Integral, type(None))
+        check_type("max_pixels", self.limits.pixels, Integral)
         for what, name in (("model", self.model), ("label", self.label)):
             if name is not None and not (name and name.isprintable()):
                 raise SettingsError(
@@ -54,6 +64,11 @@ class Question:
     tensor: Callable[[list[bytes]], Any]
     top: int = 1
     outputs: tuple[str, ...] = ()
+
+    @property
+    def all_outputs(self):
+        """The signature's outputs."""
+        return OUTPUTS if self.signature == "gates" else CLASSIFICATION
 
     @property
     def input_name(self):

@@ -5,6 +5,7 @@ first on a transport whose methods never suspend.
 """
 
 import collections
+import dataclasses
 import itertools
 import re
 import time
@@ -23,7 +24,14 @@ from serving.client_answers import (
     version_status,
 )
 from serving.client_errors import REMEDY, TOO_LARGE, UNKNOWN_LABEL, explained
-from serving.client_questions import OUTPUTS, Choices, Question, checked_images, checked_outputs
+from serving.client_questions import (
+    CLASSIFICATION,
+    OUTPUTS,
+    Choices,
+    Question,
+    checked_images,
+    checked_outputs,
+)
 from serving.transport import METADATA, PREDICT, STATUS, CallError, Settings, Transport
 
 POLL_SECONDS = 0.5
@@ -36,10 +44,15 @@ NOT_A_PICTURES = (
     *("ModelSpec has no name", "Missing named input", "Malformed request"),
 )
 TOO_MANY_ROWS = re.compile(r"Task size \d+ is larger than maximum input batch size (\d+)")
+# What a batch of a server's is told when requests of several callers do not fit together.
+MIXED_SHAPES = "from different tasks have different shapes"
+# In what an operation of a graph says.
+KERNEL = "{{node "
 ANSWER_TOO_LARGE = f"CLIENT: Received message {TOO_LARGE}"
 MESSAGE_SIZES = re.compile(rf"{TOO_LARGE} \((\d+) vs\. (\d+)\)")
-# A version may be unloaded between an answer and the question for its labels.
+# A version may be unloaded between an answer and what is asked of it next.
 LABEL_ATTEMPTS = 3
+VERSION_ATTEMPTS = 3
 _END = object()
 
 
@@ -63,7 +76,7 @@ class Rules:
             lambda image: pictures.encoded(image, limits),
             wire.string_tensor,
             top,
-            checked_outputs(outputs, top, OUTPUTS[:3]),
+            checked_outputs(outputs, top, CLASSIFICATION),
         )
         async for answer in self._answers(checked_images(images), question):
             yield answer
@@ -249,7 +262,58 @@ class Rules:
             return await self._ask_apart(question, good, error)
         return await self._predictions(question, good, response)
 
-    async def _ask_apart(self, question, good, error) -> list[Answer]:
+    async def _ask_alone(self, question, good) -> list[Answer]:
+        """The answers for pictures that a server then does not put together with other callers'.
+
+        A server that batches tells all requests of a batch what is wrong with one of them. It
+        batches requests for all outputs of a signature, and runs those for some of them by
+        themselves: the outputs are asked for in two parts, the second one of the same version.
+        """
+        wanted = question.outputs or question.all_outputs
+        for attempt in range(1, 1 + VERSION_ATTEMPTS):
+            response = None
+            try:
+                for part in (wanted[:1], wanted[1:]):
+                    request = self._request(dataclasses.replace(question, outputs=part), good)
+                    if response is None:
+                        response = await self.transport.call(PREDICT, request)
+                        continue
+                    if response.model_spec.HasField("version"):
+                        request.model_spec.version.value = response.model_spec.version.value
+                    other = await self.transport.call(PREDICT, request)
+                    for name, tensor in other.outputs.items():
+                        response.outputs[name].CopyFrom(tensor)
+            except CallError as error:
+                unloaded = response is not None and error.code == "NOT_FOUND"
+                if not unloaded or attempt == VERSION_ATTEMPTS:
+                    return await self._ask_apart(question, good, error, alone=True)
+            else:
+                break
+        return await self._predictions(question, good, response)
+
+    async def _may_be_others(self, question, good, error) -> bool:
+        """Whether a server refused a request for what another caller's has in the same batch.
+
+        Only requests for all outputs are in batches. What a kernel says of a picture that our own
+        decoder reads to its end was said of another.
+        """
+        if question.outputs and set(question.outputs) != set(question.all_outputs):
+            return False
+        if MIXED_SHAPES in error.details:
+            return True
+        if len(good) > 1 or KERNEL not in error.details or not _concerns_pictures(error):
+            return False
+        if question.signature == "gates":
+            return True
+        return await self.transport.offload(_is_whole, good[0], self.choices.limits)
+
+    async def _ask_apart(self, question, good, error, alone=False) -> list[Answer]:
+        note = ""
+        if not alone and await self._may_be_others(question, good, error):
+            if not self.settings.is_rest:
+                return await self._ask_alone(question, good)
+            # REST has no output filter, and so no way to ask alone.
+            note = " (perhaps for a picture of another caller's; ask again)"
         limit = TOO_MANY_ROWS.search(error.details)
         rows = max(1, int(limit[1])) if limit else len(good)
         # Later batches, too, are made as small as a server, or the largest message, wants them.
@@ -258,7 +322,7 @@ class Rules:
         elif len(good) == 1 or not _concerns_pictures(error):
             refusal = self.refusal(error)
             if isinstance(refusal, errors.PictureError):
-                return [refusal]
+                return [self._refused(error, note)]
             raise refusal from error
         elif ANSWER_TOO_LARGE in error.details:
             self._rows = min(self._rows, len(good) // 2)
@@ -284,8 +348,12 @@ class Rules:
         """What it means that a request with one picture, or the same ones, is never answered."""
         if not _concerns_pictures(error) or ANSWER_TOO_LARGE in error.details:
             return self.explained(error)
+        return self._refused(error)
+
+    def _refused(self, error, note=""):
         return errors.PictureError(
-            f"the server at {self.settings.target} refused the request: {error.details}", error.code
+            f"the server at {self.settings.target} refused the request{note}: {error.details}",
+            error.code,
         )
 
     async def _predictions(self, question, good, response) -> list[Answer]:
@@ -333,7 +401,7 @@ class Rules:
 
     def _assembled(self, question, count, response, labels) -> list[Answer]:
         """The answers that a response has for `count` pictures."""
-        wanted = question.outputs or ("labels", "class_ids", "probabilities")
+        wanted = question.outputs or CLASSIFICATION
         missing = sorted(set(wanted) - set(response.outputs))
         if missing:
             raise errors.ModelError(
@@ -405,6 +473,15 @@ def _concerns_pictures(error):
     return error.code == "INVALID_ARGUMENT" and not error.details.startswith(
         (*NOT_A_PICTURES, UNKNOWN_LABEL)
     )
+
+
+def _is_whole(picture: bytes, limits: pictures.Limits) -> bool:
+    """Whether a picture can be decoded to its end."""
+    try:
+        pictures.pixels(picture, (1, 1, 3), 0, limits)
+    except errors.PictureError:
+        return False
+    return True
 
 
 def _entry(image, prepare) -> bytes | errors.PictureError:

@@ -168,8 +168,12 @@ def single_model(name: str, base_path: str):
     return config
 
 
-def check_models(config) -> None:
+def check_models(config, served=None) -> None:
     """Refuses what the server refuses in a list of models, in its words.
+
+    Args:
+      config: a ModelServerConfig.
+      served: the ModelConfigs by name that it would replace.
 
     Raises:
       ServingError: INVALID_ARGUMENT or FAILED_PRECONDITION.
@@ -190,6 +194,7 @@ def check_models(config) -> None:
                 f"Expected model {model.name} to have an absolute path or URI; got "
                 f"base_path()={model.base_path}"
             )
+    for model in config.model_config_list.config:
         if model.model_type and model.model_platform:
             raise invalid(
                 "Illegal setting both ModelServerConfig::model_type (deprecated) and "
@@ -200,5 +205,19 @@ def check_models(config) -> None:
                 "Illegal setting neither ModelServerConfig::model_type (deprecated) nor "
                 "ModelServerConfig::model_platform."
             )
-        if model.model_platform not in ("", PLATFORM):
-            raise invalid(f"Unknown platform: {model.model_platform}")
+        old, new = (_platform(one) for one in ((served or {}).get(model.name, model), model))
+        if old != new:
+            raise invalid(
+                f"Illegal to change a model's platform. For model {model.name} platform was {old} "
+                f"and new platform requested is {new}"
+            )
+        if new != PLATFORM:
+            raise invalid(f"Unknown platform: {new}")
+
+
+def _platform(model):
+    """The platform of a ModelConfig, which may name it by the type that came before platforms."""
+    if model.model_platform:
+        return model.model_platform
+    types = model.DESCRIPTOR.fields_by_name["model_type"].enum_type.values_by_name
+    return "other" if model.model_type == types["OTHER"].number else PLATFORM

@@ -121,7 +121,9 @@ class LocalServer:
                     self._rest = self._bind_rest()
                     self.rest_port = self._rest.server_address[1]
                 self.models.start(settings.config)
-            self.port = self._listen(f"{settings.address}:{settings.port}", "--port")
+            address = settings.address
+            host = f"[{address}]" if ":" in address and "[" not in address else address
+            self.port = self._listen(f"{host}:{settings.port}", "--port")
             if settings.socket_path:
                 self._listen(f"unix:{settings.socket_path}", "--grpc_socket_path")
         except BaseException:
@@ -174,7 +176,7 @@ class LocalServer:
             try:
                 holder.bind((address.strip("[]"), port))
             except OSError as error:
-                raise _port_taken("--port", f"{address}:{port}") from error
+                raise _port_taken("--port", f"{address}:{port}", error.strerror) from error
             yield
 
     def _listen(self, address, flag):
@@ -189,20 +191,23 @@ class LocalServer:
             )
             return self._grpc.add_secure_port(address, credentials)
         except RuntimeError as error:
-            keys = "" if ssl is None else ", with the key and certificate of --ssl_config_file"
-            raise _port_taken(flag, address, keys) from error
+            reason = str(error).partition(";")[0]
+            if ssl is not None:
+                reason += "; perhaps --ssl_config_file has no key with its certificate"
+            raise _port_taken(flag, address, reason) from error
 
     def _bind_rest(self):
         settings = self._settings
         pages = {}
         if settings.monitoring_path:
             pages[settings.monitoring_path] = self.metrics.page
-        address = (settings.address, max(settings.rest_port, 0))
+        address = (settings.address.strip("[]"), max(settings.rest_port, 0))
         try:
             api = RestApi(self._inference, settings.rest_timeout_seconds)
             return RestServer(address, api, pages)
         except OSError as error:
-            raise _port_taken("--rest_api_port", f"{address[0]}:{address[1]}") from error
+            where = f"{address[0]}:{address[1]}"
+            raise _port_taken("--rest_api_port", where, error.strerror) from error
 
     def _load(self, name: str, directory: pathlib.Path, version: int) -> Servable:
         """Loads and warms up a version."""
@@ -241,16 +246,22 @@ class LocalServer:
         return BatchScheduler(parameters, self.metrics)
 
     def _poll_config(self):
-        """Reads the list of models again and again; a bad one is logged and changes nothing."""
+        """Reads the list of models again and again; a bad one is logged and changes nothing.
+
+        Models that are new in it are not waited for: the next list may be the one that mends them.
+        """
         while not self._stopping.wait(self._settings.config_poll_seconds):
             try:
-                self.models.reload(configuration.read_models(self._settings.config_file))
+                config = configuration.read_models(self._settings.config_file)
+                self.models.reload(config, wait=False)
             except (configuration.ConfigError, ServingError) as error:
                 logging.error("The list of models was not taken: %s", error)
+            except Exception:  # The next look may succeed.
+                logging.exception("The list of models was not taken")
 
 
-def _port_taken(flag, address, keys=""):
+def _port_taken(flag, address, reason):
     return OSError(
-        f"{flag} must be free on --address, and {address} cannot be had{keys}; stop what listens "
-        f"there or give another {flag}"
+        f"{flag} must be free on --address, and {address} cannot be had ({reason}); stop what "
+        f"listens there or give another {flag}"
     )

@@ -37,11 +37,13 @@ class Call:
       entrypoint: GRPC or REST.
       timeout: seconds that are left, or None.
       ended: set when the caller has gone.
+      counted: whether the metrics know of the request already.
     """
 
     entrypoint: str = "GRPC"
     timeout: float | None = None
     ended: threading.Event = dataclasses.field(default_factory=threading.Event)
+    counted: bool = False
 
 
 def given_spec(request):
@@ -94,10 +96,9 @@ class Inference:
         with self._running(request, call, "Predict") as (spec, servable):
             name = spec.signature_name or DEFAULT_SIGNATURE
             names, arrays, outputs = servable.check(name, request.inputs, request.output_filter)
-            self._keep_if_empty(servable, arrays, call)
-            for array in arrays:
-                if array.dtype == object:
-                    check_pixels(array.ravel().tolist(), self._max_pixels)
+            if servable.batches(name, outputs):
+                self._keep_if_empty(arrays, call)
+            check_pixels(_pictures(servable.signatures[name], arrays), self._max_pixels)
             with self.metrics.runtime(spec.name, "Predict"):
                 values = servable.run(name, names, arrays, outputs, call.timeout)
             for output, array in values.items():
@@ -172,13 +173,21 @@ class Inference:
                 added.status.error_message = error.message
         return response
 
+    def counting(self, model: str, api: str, entrypoint: str):
+        """Tells the metrics of the request in the block.
+
+        Names that nobody configured are counted as one: there is no end of them.
+        """
+        known = model if self.models.known(model) else ""
+        return self.metrics.request(known, api, entrypoint)
+
     @contextlib.contextmanager
     def _running(self, request, call, api) -> Iterator:
         """Counts a request, takes one of the server's threads for it and borrows its servable."""
-        spec = checked_spec(request)
-        # Names that nobody configured are counted as one: there is no end of them.
-        counted = spec.name if self.models.known(spec.name) else ""
-        with self.metrics.request(counted, api, call.entrypoint):
+        with contextlib.ExitStack() as stack:
+            if not call.counted:
+                stack.enter_context(self.counting(request.model_spec.name, api, call.entrypoint))
+            spec = checked_spec(request)
             if not self._free.acquire(blocking=False):
                 raise exhausted("Server Threadpool Exhausted")
             try:
@@ -197,12 +206,12 @@ class Inference:
         self.metrics.observe_rows(spec.name, len(found))
         return answers
 
-    def _keep_if_empty(self, servable, arrays, call):
+    def _keep_if_empty(self, arrays, call):
         """With batching, the real server keeps a request without rows until its deadline.
 
         So does this one, as long as there is a deadline and threads are left for others.
         """
-        if not servable.batches or all(array.shape[:1] != (0,) for array in arrays):
+        if all(array.shape[:1] != (0,) for array in arrays):
             return
         if call.timeout is None or not self._may_hang.acquire(blocking=False):
             raise invalid(EMPTY_BATCH)
@@ -243,6 +252,16 @@ def warm_up_answers(servable: Servable):
             classifying.run(servable, name, found, None)
 
     return answer
+
+
+def _pictures(signature, arrays) -> list[bytes]:
+    """All strings in the arrays, or in the tf.Examples that are in them."""
+    strings = [
+        value for array in arrays if array.dtype == object for value in array.ravel().tolist()
+    ]
+    if signature.method_name != classifying.CLASSIFY_METHOD:
+        return strings
+    return classifying.encoded_features(classifying.parsed_examples(strings))
 
 
 def _fill(spec, name, servable, signature_name=""):

@@ -96,11 +96,12 @@ class Metrics(BatchMetrics):
 
     @contextmanager
     def request(self, model: str, api: str, entrypoint: str) -> Iterator[None]:
-        """Counts and times the request in the block by the status with which it ends."""
+        """Counts the request in the block by the status of its end, and times it if that is OK."""
         begun = time.perf_counter()
         status = "OK"
         try:
             yield
+            self._latency.labels(model, api, entrypoint).observe(_micros(begun))
         except ServingError as error:
             status = error.code.name
             raise
@@ -109,7 +110,6 @@ class Metrics(BatchMetrics):
             raise
         finally:
             self._requests.labels(model, status).inc()
-            self._latency.labels(model, api, entrypoint).observe(_micros(begun))
 
     @contextmanager
     def runtime(self, model: str, api: str) -> Iterator[None]:

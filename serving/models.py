@@ -20,7 +20,7 @@ from serving.errors import (
     not_found,
 )
 from serving.lifecycle import Lifecycle, State, Version
-from serving.versions import ModelDirectoryError, aspired_versions, find_versions
+from serving.versions import ModelDirectoryError, NoVersionError, aspired_versions, find_versions
 
 MAX_RELOAD_SECONDS = 600.0
 
@@ -148,21 +148,22 @@ class Models:
         self._started = True
         self._poller.start()
 
-    def reload(self, config, timeout: float | None = None) -> None:
+    def reload(self, config, timeout: float | None = None, wait: bool = True) -> None:
         """Replaces the configuration as a whole; models that are not in it are unloaded.
 
         Args:
           config: a ModelServerConfig.
           timeout: seconds to wait for models that are new in it.
+          wait: whether to wait for them at all.
 
         Raises:
           ServingError: when it is refused, after which all is as it was; or when a new model does
             not become available.
         """
-        check_models(config)
-        self._apply(config, MAX_RELOAD_SECONDS if timeout is None else timeout)
+        check_models(config, self._configs)
+        self._apply(config, MAX_RELOAD_SECONDS if timeout is None else timeout, wait)
 
-    def _apply(self, config, timeout):
+    def _apply(self, config, timeout, wait=True):
         if config.WhichOneof("config") is None:
             logging.info("Taking no action for empty config.")
             return
@@ -175,7 +176,8 @@ class Models:
                 for name in models:
                     self._lives.setdefault(name, Lifecycle())
             self.poll(complain=not self._started)
-            self._wait_for(new, timeout)
+            if wait:
+                self._wait_for(new, timeout)
 
     def _wait_for(self, names, timeout):
         """Until every one of these models has loaded, or failed to."""
@@ -231,14 +233,16 @@ class Models:
             base_path = pathlib.Path(model.base_path)
             try:
                 found = find_versions(base_path)
-            except (ModelDirectoryError, OSError) as error:
+            except NoVersionError as error:
                 if complain:
                     raise
-                if not base_path.is_dir():
-                    logging.error("model %s stays as it is: %s", name, error)
-                    continue
                 logging.warning("model %s: %s", name, error)
                 found = {}
+            except ModelDirectoryError as error:
+                if complain:
+                    raise
+                logging.error("model %s stays as it is: %s", name, error)
+                continue
             wanted, absent = aspired_versions(found, model.model_version_policy)
             if complain and not wanted:
                 raise ModelDirectoryError(

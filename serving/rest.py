@@ -68,14 +68,19 @@ class RestApi:
             return 200, self._answer(method, path, body)
         except ServingError as error:
             return STATUSES.get(error.code, 500), rest_json.dump({"error": error.message})
+        except RecursionError:
+            text = "JSON Parse error: Terminate parsing due to Handler error."
+            return 400, rest_json.dump({"error": text})
         except Exception as error:  # A request that we did not foresee is still only a request.
             logging.exception("A request failed")
             return 500, rest_json.dump({"error": f"{type(error).__name__}: {error}"})
 
     def _answer(self, method, path, body):
         if method == "POST" and (found := PREDICTION_PATH.fullmatch(path)):
-            answer = getattr(self, found["method"].lower())
-            return answer(found, rest_json.parse(body))
+            method = found["method"].lower()
+            model = urllib.parse.unquote(found["model"])
+            with self._inference.counting(model, method.capitalize(), "REST"):
+                return getattr(self, method)(found, rest_json.parse(body))
         if method == "GET" and re.fullmatch("(?i)/v1/models/?", path):
             raise invalid("Missing model name in request.")
         if method == "GET" and (found := STATUS_PATH.fullmatch(path)):
@@ -130,7 +135,7 @@ class RestApi:
         )
 
     def _call(self):
-        return Call("REST", self._timeout)
+        return Call("REST", self._timeout, counted=True)
 
 
 def _named(request, found):
@@ -177,6 +182,8 @@ class RestServer(http.server.ThreadingHTTPServer):
         self.stopping = False
         self.idle: set[socket.socket] = set()
         self.lock = threading.Lock()
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
         super().__init__(address, _Handler, bind_and_activate=False)
         try:
             self.server_bind()
@@ -244,7 +251,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self.close_connection = True
 
     def _respond(self):
-        path = urllib.parse.urlsplit(self.path).path
+        try:
+            path = urllib.parse.urlsplit(self.path).path
+        except ValueError:
+            # A host in brackets that is none.
+            path = self.path
         body = self._body()
         if body is None:
             return

@@ -358,7 +358,7 @@ def _to_lists(name, array):
     if array.dtype == np.float32:
         # The shortest digits that are this float, not those of the double beside it.
         return _nest([float(text) for text in array.ravel().astype("U32")], array.shape)
-    if array.dtype.kind in "iub" or array.dtype == np.float64:
+    if (array.dtype.kind in "iub" and array.dtype != np.uint16) or array.dtype == np.float64:
         return array.tolist()
     raise invalid(f"Failed to write JSON value for tensor type: {_name(array.dtype)}")
 

@@ -140,10 +140,14 @@ class Servable:
             self._scheduler.forget(self)
         self._session.close()
 
-    @property
-    def batches(self) -> bool:
-        """Whether requests are put together."""
-        return self._scheduler is not None
+    def batches(self, signature_name: str, output_names: list[str]) -> bool:
+        """Whether requests for these outputs are put together: those for all of a signature's.
+
+        TensorFlow Serving has a queue for each signature as it is declared, and runs all else by
+        itself.
+        """
+        declared = self.signatures[signature_name].outputs
+        return self._scheduler is not None and set(output_names) == set(declared)
 
     def predict(
         self, signature_name, inputs, output_filter=(), timeout: float | None = None
@@ -198,7 +202,7 @@ class Servable:
         signature = self.signatures[signature_name]
         feeds = tuple(signature.inputs[name].name for name in input_names)
         fetches = tuple(signature.outputs[name].name for name in output_names)
-        if self._scheduler is None:
+        if self._scheduler is None or not self.batches(signature_name, output_names):
             values = self._run_session(feeds, fetches, arrays, timeout)
         else:
             values = self._scheduler.run(
@@ -308,11 +312,13 @@ CPP_NAMES = {"float16": "half", "float32": "float", "float64": "double"}
 _TYPED_FIELDS = {
     tf.float32: "float_val",
     tf.float64: "double_val",
-    tf.int32: "int_val",
-    tf.uint8: "int_val",
+    **dict.fromkeys((tf.int8, tf.int16, tf.int32, tf.uint8, tf.uint16), "int_val"),
+    tf.uint32: "uint32_val",
     tf.int64: "int64_val",
+    tf.uint64: "uint64_val",
     tf.bool: "bool_val",
     tf.string: "string_val",
+    **dict.fromkeys((tf.float16, tf.bfloat16), "half_val"),
 }
 
 
@@ -323,5 +329,8 @@ def typed_proto(array: np.ndarray):
         return tf.make_tensor_proto(array)
     shape = tf.TensorShape(array.shape).as_proto()
     proto = tensor_pb2.TensorProto(dtype=dtype.as_datatype_enum, tensor_shape=shape)
+    if _TYPED_FIELDS[dtype] == "half_val":
+        # Their bits, as numbers.
+        array = array.view(np.uint16)
     getattr(proto, _TYPED_FIELDS[dtype]).extend(array.ravel().tolist())
     return proto

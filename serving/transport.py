@@ -14,6 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Coroutine
+from numbers import Integral, Real
 from typing import Any, Protocol
 
 from serving import wire
@@ -123,6 +124,26 @@ class Tls:
         return None if path is None else pathlib.Path(path).read_bytes()
 
 
+KIND_NAMES = {
+    str: "text",
+    Integral: "a whole number",
+    Real: "a number",
+    Tls: "Tls(...), True, False",
+    type(None): "None",
+}
+
+
+def check_type(name: str, value, *kinds: type) -> None:
+    """Refuses an argument that is of none of these types.
+
+    Raises:
+      SettingsError: for it.
+    """
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        wanted = " or ".join(KIND_NAMES[kind] for kind in kinds)
+        raise SettingsError(f"{name} must be {wanted}, got {value!r:.80}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How a client reaches its server; `GaterNetClient` says what each means."""
@@ -135,6 +156,11 @@ class Settings:
     retries: Retries = Retries()
 
     def __post_init__(self):
+        check_type("target", self.target, str)
+        check_type("timeout", self.timeout, Real)
+        check_type("in_flight", self.in_flight, Integral)
+        check_type("max_message_bytes", self.max_message_bytes, Integral)
+        check_type("tls", self.tls, Tls, type(None))
         if not self.target.isprintable() or not self.target:
             raise SettingsError(f"target must be HOST:PORT or a URL, got {self.target!r}")
         for name in ("timeout", "in_flight", "max_message_bytes"):

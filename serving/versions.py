@@ -14,6 +14,10 @@ class ModelDirectoryError(Exception):
     """A base path that holds nothing to serve. The text says what is required and what came."""
 
 
+class NoVersionError(ModelDirectoryError):
+    """A base path that could be read and has no version in it."""
+
+
 def parse_version(name: str) -> int | None:
     """The number that absl::SimpleAtoi reads in a name, or None where it reads none.
 
@@ -33,8 +37,19 @@ def find_versions(base_path: pathlib.Path) -> dict[int, pathlib.Path]:
     Of two names with one number the last one counts.
 
     Raises:
-      ModelDirectoryError: when there is no such directory, or no version in it.
+      NoVersionError: when there is no version in it.
+      ModelDirectoryError: when there is no such directory, or it cannot be read.
     """
+    try:
+        return _find_versions(base_path)
+    except OSError as error:
+        raise ModelDirectoryError(
+            f"A model's base path must be a directory that can be read, and '{base_path}' is not "
+            f"({error.strerror})"
+        ) from error
+
+
+def _find_versions(base_path):
     if not base_path.is_dir():
         raise ModelDirectoryError(
             f"A model's base path must be a directory with a version such as {base_path}/1 in it, "
@@ -58,7 +73,7 @@ def find_versions(base_path: pathlib.Path) -> dict[int, pathlib.Path]:
         hint = ""
         if (base_path / "saved_model.pb").exists():
             hint = f"; it is a version itself, so give the directory above it: {base_path.parent}"
-        raise ModelDirectoryError(
+        raise NoVersionError(
             "A model's base path must have a directory below it that is named by a number, and "
             f"'{base_path}' has none{hint}"
         )

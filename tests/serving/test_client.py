@@ -1,5 +1,6 @@
 """The client on the local server, over a real socket, and its command."""
 
+import concurrent.futures
 import contextlib
 import csv
 import io
@@ -20,10 +21,12 @@ import pytest
 import tensorflow as tf
 from fake_servers import FakeModel, RefusedError, grpc_server, picture, rest_server
 from helpers import ROOT, running
+from local_servers import serving
 from PIL import Image
 
 from serving.client import GaterNetClient, PictureError, check_picture
 from serving.client_command import format_table
+from serving.config import Batching
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +67,36 @@ def test_classifies_as_the_keras_model_does(client, pictures, wanted):
     np.testing.assert_array_equal([one.gates for one in gated], gates)
     for one, other in zip(plain, gated, strict=True):
         assert (one.label, one.probability) == (other.label, pytest.approx(other.probability))
+
+
+def test_a_spoilt_picture_of_another_caller_in_the_servers_batch(exported, pictures):
+    good = next(iter(pictures.values()))
+    spoilt = bytearray(good)
+    spoilt[spoilt.index(b"IDAT") + 8] ^= 0x55
+    batching = Batching(max_batch_size=2, timeout_seconds=3.0)
+    settings = {"batching": batching, "warm_up_rounds": 0}
+    with serving(exported, name="gaternet", **settings) as calls:
+        execute, rows = calls.server._shared._execute, []
+
+        def noticed(queue, tasks):
+            rows.append(sum(task.rows for task in tasks))
+            execute(queue, tasks)
+
+        calls.server._shared._execute = noticed
+        target = f"127.0.0.1:{calls.server.port}"
+        with (
+            GaterNetClient(target, "gaternet") as client,
+            GaterNetClient(target, "gaternet") as two,
+        ):
+            with concurrent.futures.ThreadPoolExecutor(2) as pool:
+                first = pool.submit(client.classify, [good])
+                second = pool.submit(two.classify, [bytes(spoilt)])
+                ((one,), (other,)) = first.result(), second.result()
+            assert rows[0] == 2
+            assert isinstance(other, PictureError)
+            (again,) = client.classify([good])
+            assert (one.label, one.version) == (again.label, 1)
+            assert one.probability == pytest.approx(again.probability, abs=1e-5)
 
 
 def test_more_pictures_than_a_request_takes_come_back_in_order(client, pictures):
@@ -269,6 +302,7 @@ def test_metadata_and_readiness(client):
         (["--timeout=0"], 2, ["--timeout must be above 0", "0.0"]),
         (["--version=1", "--label=x"], 2, ["by version or by label"]),
         (["--in_flight=0"], 2, ["in_flight must be above 0"]),
+        (["--batch_size=5000000"], 2, ["must leave room for pictures", "5000000"]),
         (["--wait_ready=nan"], 2, ["--wait_ready", "0 or above", "nan"]),
         (["--wait_ready=-1"], 2, ["--wait_ready", "0 or above"]),
         (["--target=localhost:84036"], 2, ["65535", "localhost:84036"]),
@@ -418,6 +452,13 @@ def test_prints_the_status_of_the_versions(fake):
     rows = [re.split(r"\s\s+", line) for line in done.out.splitlines()]
     assert rows == [["version", "state", "error"], ["2", "AVAILABLE"], ["1", "END", "disk full"]]
     assert fake("--wait_ready=0.1", "--version=9").status == 4
+    assert fake("--status", "--output=csv").out == (
+        "version,state,error\n2,AVAILABLE,\n1,END,disk full\n"
+    )
+    assert json.loads(fake("--status", "--output=json").out) == [
+        {"version": 2, "state": "AVAILABLE", "error": ""},
+        {"version": 1, "state": "END", "error": "disk full"},
+    ]
 
 
 def test_rest_prints_what_grpc_prints(run_module, folder):

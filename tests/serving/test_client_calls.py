@@ -192,7 +192,9 @@ def test_a_refused_batch_is_asked_in_halves(kind, served):
     assert labels_of(answers) == [
         "PictureError" if value == 11 else LABELS[value % 3] for value in range(16)
     ]
-    assert model.rows == [16, 8, 8, 4, 2, 2, 1, 1, 4]  # a search, not a request for each
+    # A search, not a request for each; over gRPC the one that it finds is asked by itself.
+    alone = [1] if kind == "grpc" else []
+    assert model.rows == [16, 8, 8, 4, 2, 2, 1, 1, *alone, 4]
 
 
 def test_a_server_that_batches_gets_what_it_takes(served):
@@ -229,6 +231,74 @@ def test_no_more_files_are_read_than_are_sent(form, served, tmp_path):
     assert labels_of(answers) == ["dog"] * 6
     # The next one shows that there is no room for it, and is kept.
     assert answered == [0, 0, 1, 2, 3, 4]
+
+
+INVALID = ("INVALID_ARGUMENT", "Invalid PNG data, size 9 [[{{node x}}]]")
+MIXED = (
+    "FAILED_PRECONDITION",
+    "Tensors with name 'x' from different tasks have different shapes and padding is turned off.",
+)
+
+
+@pytest.mark.parametrize("form", ["sync", "asyncio"])
+@pytest.mark.parametrize("refusal", [INVALID, MIXED])
+@pytest.mark.parametrize("method", ["classify", "gates"])
+def test_what_other_callers_sent_in_the_same_batch_costs_nobody_else_an_answer(
+    form, refusal, method, served
+):
+    def before(called, request):
+        # A request for some of the outputs is in no batch.
+        if called == "Predict" and not request.output_filter:
+            raise RefusedError(*refusal)
+
+    model = FakeModel(before)
+    (answer,) = call(served("grpc", model), method, [picture(1)], form=form)
+    assert (answer.label, answer.class_id, answer.version) == ("dog", 1, 1)
+    assert answer.probability == pytest.approx(0.7)
+    assert answer.gates == ((1, 1, 0) if method == "gates" else None)
+    assert model.calls["Predict"] == 3
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+def test_a_picture_that_is_refused_by_itself_is_blamed(kind, served):
+    def before(called, request):
+        if called == "Predict":
+            raise RefusedError(*INVALID)
+
+    model = FakeModel(before)
+    target = served(kind, model)
+    (answer,) = call(target, "classify", [picture(1)])
+    assert isinstance(answer, PictureError)
+    assert ("perhaps for a picture of another caller's" in str(answer)) == (kind == "rest")
+    asked = 2 if kind == "grpc" else 1
+    assert model.calls["Predict"] == asked
+    # Nor is it asked again where its own decoder agrees, or it was asked for some outputs.
+    spoilt = bytearray(picture(1))
+    spoilt[spoilt.index(b"IDAT") + 5] ^= 0x55
+    for images, outputs in (([bytes(spoilt)], None), ([picture(1)], ["labels"])):
+        if outputs and kind == "rest":
+            continue
+        (answer,) = call(target, "classify", images, 1, outputs)
+        assert isinstance(answer, PictureError)
+        assert "another caller" not in str(answer)
+        asked += 1
+        assert model.calls["Predict"] == asked
+
+
+def test_both_parts_of_an_answer_are_of_one_version(served):
+    def before(called, request):
+        if called != "Predict" or request.output_filter == ["labels"]:
+            return
+        if not request.output_filter:
+            raise RefusedError(*INVALID)
+        if model.calls["Predict"] == 3:
+            # The version of the first part has gone.
+            model.versions = {2: "AVAILABLE"}
+
+    model = FakeModel(before)
+    (answer,) = call(served("grpc", model), "classify", [picture(1)])
+    assert (answer.label, answer.version) == ("dog", 2)
+    assert model.calls["Predict"] == 5
 
 
 def test_nothing_and_a_generator_of_pictures(served):
@@ -781,6 +851,11 @@ def test_a_request_that_suits_no_picture_is_not_blamed_on_one(text, served):
         ({"resize": -1}, "resize must be 0 or above"),
         ({"version": 1, "label": "stable"}, "by version or by label"),
         ({"timeout": float("inf")}, "timeout must be"),
+        ({"timeout": "3"}, "timeout must be a number, got '3'"),
+        ({"version": "1"}, "version must be a whole number or None, got '1'"),
+        ({"batch_size": 1.5}, "batch_size must be a whole number, got 1.5"),
+        ({"tls": "ca.pem"}, r"tls must be Tls\(...\), True, False or None, got 'ca.pem'"),
+        ({"max_message_bytes": 1000}, "must leave room for pictures"),
         ({"version": 2**63}, "a version must be a number of 64 bits"),
         ({"model": ""}, "a model must be named"),
         ({"model": "\udcff"}, "a model must be named"),

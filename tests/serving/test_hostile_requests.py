@@ -1,5 +1,6 @@
 """Mutated, odd and enormous requests: each is answered or refused, and the server goes on."""
 
+import base64
 import io
 import random
 import struct
@@ -122,6 +123,14 @@ def test_an_enormous_picture_is_refused_before_it_is_decoded(base_path):
         example = request.input.example_list.examples.add()
         example.features.feature["picture"].bytes_list.value.append(large)
         assert error_of(calls.prediction.Classify, request) == refused(0, 900_000_000)
+        # The same by Predict, which gets examples as strings; what is no example is the graph's.
+        strings = [b"no example", example.SerializeToString()]
+        request = predict_request({"inputs": strings}, signature="classify")
+        assert error_of(calls.prediction.Predict, request) == refused(0, 900_000_000)
+        b64 = base64.b64encode(strings[1]).decode()
+        document = {"signature_name": "classify", "instances": [{"b64": b64}]}
+        status, answer = calls.post("toy:predict", document)
+        assert (status, answer["error"]) == (400, refused(0, 900_000_000)[1])
 
 
 def test_the_limit_is_inclusive_and_zero_is_none(base_path):

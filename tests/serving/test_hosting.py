@@ -24,10 +24,12 @@ from tensorflow_serving.apis import (
 )
 from toy_models import predict_request, warm_up_log, write_toy, write_warm_up
 
+from serving import rest_json
 from serving.config import Batching, single_model
 from serving.errors import ServingError
 from serving.hosting import LocalServer, Settings
 from serving.models import LoadingOptions
+from serving.servable import typed_proto
 from serving.warmup import PLACE
 
 X = np.array([[1, 2]], np.float32)
@@ -176,21 +178,28 @@ def test_metrics(tmp_path):
         calls.prediction.Predict(
             predict_request({"gates": gates}, signature="gates"), timeout=SECONDS
         )
+        # Refused by REST before a signature is run.
+        calls.post("toy:predict", {"signature_name": "nope", "inputs": [[1]]})
+        calls.post("toy:predict", "{")
+        calls.post("toy/versions/7:predict", {"inputs": [[1]]})
+        calls.post("toy:classify", {"signature_name": "classify", "examples": [{"v": [1.0, 2.0]}]})
         found = metrics(calls)
     count = ":tensorflow:serving:request_count"
-    assert found[count + '{model_name="toy",status="OK"}'] == 5
-    assert found[count + '{model_name="toy",status="INVALID_ARGUMENT"}'] == 1
+    assert found[count + '{model_name="toy",status="OK"}'] == 6
+    assert found[count + '{model_name="toy",status="INVALID_ARGUMENT"}'] == 1 + 2
+    assert found[count + '{model_name="toy",status="NOT_FOUND"}'] == 1
     # Names that nobody configured have no entries of their own: there is no end of them.
     assert found[count + '{model_name="",status="NOT_FOUND"}'] == 2
     latency = ":tensorflow:serving:request_latency_count"
-    assert found[latency + '{API="Predict",entrypoint="GRPC",model_name="toy"}'] == 5
+    # As there, only of what was answered.
+    assert found[latency + '{API="Predict",entrypoint="GRPC",model_name="toy"}'] == 4
     assert found[latency + '{API="Predict",entrypoint="REST",model_name="toy"}'] == 1
     runtime = ":tensorflow:serving:runtime_latency_count"
     assert found[runtime + '{API="Predict",model_name="toy",runtime="TF1"}'] == 5
     batches = ":tensorflow:serving:batching_session:"
-    assert found[batches + "wrapped_run_count"] == 5
-    assert found[batches + "processed_batch_size_sum"] == 5 * 4
-    assert found[batches + "padding_size_sum"] == 4 * 3 + 2
+    assert found[batches + "wrapped_run_count"] == 6
+    assert found[batches + "processed_batch_size_sum"] == 6 * 4
+    assert found[batches + "padding_size_sum"] == 5 * 3 + 2
     assert found[':gaternet:serving:gate_rate{model_name="toy",version="1"}'] == 3 / 8
 
 
@@ -223,6 +232,74 @@ def test_ports_open_when_the_models_are_loaded(tmp_path):
         assert list(map(knock, ports)) == [0, 0]
     finally:
         server.stop(SECONDS)
+
+
+@pytest.mark.parametrize("address", ["::1", "[::1]"])
+def test_an_address_of_ipv6_may_be_served(tmp_path, address):
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            pass
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    write_toy(tmp_path)
+    config = single_model("toy", str(tmp_path))
+    server = LocalServer(Settings(config, address=address, port=0, rest_port=-1))
+    server.start()
+    try:
+        with grpc.insecure_channel(f"[::1]:{server.port}") as channel:
+            stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+            stub.Predict(predict_request({"x": X}), timeout=SECONDS)
+        with socket.create_connection(("::1", server.rest_port), timeout=SECONDS) as rest:
+            rest.sendall(b"GET /v1/models/toy HTTP/1.0\r\n\r\n")
+            assert rest.recv(100).startswith(b"HTTP/1.1 200 OK")
+    finally:
+        server.stop(SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"address": "no.invalid"}, r"--port must be free .*no\.invalid:0 cannot be had \(.+\)"),
+        ({"socket_path": "/nowhere/s"}, r"--grpc_socket_path .*Failed to bind.*unix:/nowhere/s"),
+    ],
+)
+def test_an_address_that_cannot_be_had_is_told_with_the_reason(tmp_path, changes, words):
+    write_toy(tmp_path)
+    settings = {"port": 0, "rest_port": 0} | changes
+    server = LocalServer(Settings(single_model("toy", str(tmp_path)), **settings))
+    with pytest.raises(OSError, match=words):
+        server.start()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "field"),
+    [
+        (np.float32, "float_val"),
+        (np.float64, "double_val"),
+        (np.float16, "half_val"),
+        (tf.bfloat16.as_numpy_dtype, "half_val"),
+        (np.int8, "int_val"),
+        (np.int16, "int_val"),
+        (np.int32, "int_val"),
+        (np.uint8, "int_val"),
+        (np.uint16, "int_val"),
+        (np.uint32, "uint32_val"),
+        (np.int64, "int64_val"),
+        (np.uint64, "uint64_val"),
+        (np.bool_, "bool_val"),
+    ],
+)
+def test_outputs_of_every_type_are_in_typed_fields(dtype, field):
+    array = np.array([[0, 1, 3], [2, 1, 100]]).astype(dtype)
+    proto = typed_proto(array)
+    assert [name.name for name, _ in proto.ListFields()] == ["dtype", "tensor_shape", field]
+    assert len(getattr(proto, field)) == 6
+    np.testing.assert_array_equal(tf.make_ndarray(proto), array)
+
+
+def test_rest_writes_no_uint16():
+    with pytest.raises(ServingError, match="Failed to write JSON value for tensor type: uint16"):
+        rest_json._to_lists("y", np.zeros(2, np.uint16))
 
 
 def test_without_monitoring_there_is_no_page(tmp_path):

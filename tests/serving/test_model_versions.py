@@ -1,9 +1,11 @@
 """Versions come, fail and go while requests run, as on TensorFlow Serving."""
 
 import contextlib
+import errno
 import re
 import shutil
 import threading
+import time
 
 import grpc
 import numpy as np
@@ -26,10 +28,14 @@ BY_HAND = LoadingOptions(poll_seconds=0, max_num_load_retries=0, load_retry_inte
 SECONDS = 60
 
 
+def platform(more):
+    return "" if "model_type" in more or "platform" in more else 'model_platform: "tensorflow"'
+
+
 def config(*models):
     """A ModelServerConfig of (name, base path, text of the other fields)."""
     text = "".join(
-        f'config {{ name: "{name}" base_path: "{path}" model_platform: "tensorflow" {more} }} '
+        f'config {{ name: "{name}" base_path: "{path}" {platform(more)} {more} }} '
         for name, path, more in models
     )
     return text_format.Parse(
@@ -385,6 +391,16 @@ def test_reloading_replaces_the_list(tmp_path):
     [
         ([("toy", "rel/x", "")], "Expected model toy to have an absolute path or URI"),
         ([("toy", "/x", ""), ("toy", "/x", "")], "Illegal to list model toy multiple times"),
+        (
+            [("toy", "/x", 'model_platform: "onnx"')],
+            "Illegal to change a model's platform. For model toy platform was tensorflow and new "
+            "platform requested is onnx",
+        ),
+        ([("new", "/x", 'model_platform: "onnx"')], "Unknown platform: onnx"),
+        (
+            [("toy", "/x", "model_type: OTHER")],
+            "platform was tensorflow and new platform requested is other",
+        ),
     ],
 )
 def test_a_refused_list_changes_nothing(tmp_path, models, words):
@@ -424,6 +440,68 @@ def test_the_configuration_file_is_read_again(tmp_path):
         with models._changed:
             assert models._changed.wait_for(lambda: models.available().get("b") == [1], SECONDS)
         assert ask(calls, model="b") == 1
+
+
+def wait_until(calls, model, versions):
+    models = calls.server.models
+    with models._changed:
+        assert models._changed.wait_for(
+            lambda: models.available().get(model, []) == versions, SECONDS
+        ), models.available()
+
+
+def test_a_list_is_not_held_up_by_a_model_of_the_one_before_it(tmp_path):
+    for name in ("a", "b"):
+        write_toy(tmp_path / name, 1)
+    first = config(("a", tmp_path / "a", ""))
+    file = tmp_path / "models.config"
+    settings = {"config_file": str(file), "config_poll_seconds": 0.05, "loading": BY_HAND}
+    file.write_text(str(first))
+    with serving(config=first, **settings) as calls:
+        models = calls.server.models
+        # A typing error, a path that no system takes, and a list that is in order.
+        for path in (tmp_path / "c", "/" + "a" * 300, tmp_path / "b"):
+            text = str(config(("b", path, ""), ("a", tmp_path / "a", "")))
+            (tmp_path / "next").write_text(text)
+            (tmp_path / "next").rename(file)
+            while models._configs.get("b", first).SerializeToString() != (
+                config(("b", path, "")).model_config_list.config[0].SerializeToString()
+            ):
+                time.sleep(0.01)
+            models.poll()
+            assert ask(calls, model="a") == 1
+        wait_until(calls, "b", [1])
+        # What follows an odd path in the list is looked after too.
+        write_toy(tmp_path / "a", 2)
+        reload(calls, ("b", tmp_path / "b", ""), ("a", tmp_path / "a", ""))
+        wait_until(calls, "a", [2])
+
+
+def test_a_base_path_that_cannot_be_read_changes_nothing(tmp_path, monkeypatch):
+    write_toy(tmp_path, 1)
+    with serving(tmp_path, loading=BY_HAND) as calls:
+        models = calls.server.models
+
+        def fail(self):
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+        for method in ("iterdir", "is_dir"):
+            with monkeypatch.context() as patch:
+                patch.setattr("pathlib.Path." + method, fail)
+                models.poll()
+                assert states(calls) == {1: "AVAILABLE"}
+                assert ask(calls) == 1
+        write_toy(tmp_path, 2)
+        models.poll()
+        wait_until(calls, "toy", [2])
+
+
+def test_a_base_path_that_cannot_be_read_is_told_at_the_start(tmp_path):
+    with (
+        pytest.raises(ModelDirectoryError, match=r"can be read, and .* is not .File name"),
+        serving("/" + "a" * 300),
+    ):
+        pass
 
 
 def test_one_model_that_fails_at_the_start_ends_the_start(tmp_path):
