@@ -1,7 +1,5 @@
 """Classify and MultiInference: tf.Examples in, classes and scores out."""
 
-import contextlib
-
 import grpc
 import numpy as np
 import tensorflow as tf
@@ -71,12 +69,18 @@ def examples(request_input) -> list[tf.train.Example]:
     return found
 
 
-def parsed_examples(strings: list[bytes]) -> list[tf.train.Example]:
-    """Those of serialized examples that are examples."""
+def parse_examples(strings: list[bytes]) -> list[tf.train.Example]:
+    """Serialized examples, as the server reads them for Classify.
+
+    Raises:
+      ServingError: INVALID_ARGUMENT for a string that is none.
+    """
     found = []
-    for string in strings:
-        with contextlib.suppress(DecodeError):
+    for position, string in enumerate(strings):
+        try:
             found.append(tf.train.Example.FromString(string))
+        except DecodeError as error:
+            raise invalid(f"Could not parse example input {position}: {error}") from error
     return found
 
 

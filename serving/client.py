@@ -15,7 +15,6 @@ if __name__ == "__main__":
 
 import os
 from collections.abc import AsyncIterator, Iterable, Iterator
-from numbers import Integral
 
 from serving.client_answers import (
     Answer,
@@ -96,9 +95,10 @@ class _Client:
         max_pixels: int = MAX_PIXELS,
         resize: int | None = None,
     ):
-        check_type("attempts", attempts, Integral)
-        check_type("batch_size", batch_size, Integral)
-        check_type("max_message_bytes", max_message_bytes, Integral)
+        check_type("attempts", attempts, int)
+        check_type("batch_size", batch_size, int)
+        check_type("batch_bytes", batch_bytes, int)
+        check_type("max_message_bytes", max_message_bytes, int)
         if not 1 <= attempts <= 5:
             raise SettingsError(f"attempts must be 1 to 5, as gRPC has it, got {attempts}")
         tls = Tls() if tls is True else tls or None

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from collections.abc import Callable, Iterable
-from numbers import Integral
 from typing import Any
 
 from serving.client_errors import SettingsError
@@ -29,11 +28,9 @@ class Choices:
     def __post_init__(self):
         check_type("model", self.model, str)
         check_type("label", self.label, str, type(None))
-        check_type("batch_size", self.batch_size, Integral)
-        check_type("batch_bytes", self.batch_bytes, Integral)
-        check_type("version", self.version, Integral, type(None))
-        check_type("resize", self.resize, Integral, type(None))
-        check_type("max_pixels", self.limits.pixels, Integral)
+        check_type("version", self.version, int, type(None))
+        check_type("resize", self.resize, int, type(None))
+        check_type("max_pixels", self.limits.pixels, int)
         for what, name in (("model", self.model), ("label", self.label)):
             if name is not None and not (name and name.isprintable()):
                 raise SettingsError(

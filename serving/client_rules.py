@@ -294,10 +294,11 @@ class Rules:
     async def _may_be_others(self, question, good, error) -> bool:
         """Whether a server refused a request for what another caller's has in the same batch.
 
-        Only requests for all outputs are in batches. What a kernel says of a picture that our own
-        decoder reads to its end was said of another.
+        Only requests for all outputs, as all are over REST, are in batches. What a kernel says of a
+        picture that our own decoder reads to its end was said of another.
         """
-        if question.outputs and set(question.outputs) != set(question.all_outputs):
+        some = question.outputs and set(question.outputs) != set(question.all_outputs)
+        if some and not self.settings.is_rest:
             return False
         if MIXED_SHAPES in error.details:
             return True
@@ -305,7 +306,7 @@ class Rules:
             return False
         if question.signature == "gates":
             return True
-        return await self.transport.offload(_is_whole, good[0], self.choices.limits)
+        return await self.transport.offload(pictures.can_be_decoded, good[0], self.choices.limits)
 
     async def _ask_apart(self, question, good, error, alone=False) -> list[Answer]:
         note = ""
@@ -473,15 +474,6 @@ def _concerns_pictures(error):
     return error.code == "INVALID_ARGUMENT" and not error.details.startswith(
         (*NOT_A_PICTURES, UNKNOWN_LABEL)
     )
-
-
-def _is_whole(picture: bytes, limits: pictures.Limits) -> bool:
-    """Whether a picture can be decoded to its end."""
-    try:
-        pictures.pixels(picture, (1, 1, 3), 0, limits)
-    except errors.PictureError:
-        return False
-    return True
 
 
 def _entry(image, prepare) -> bytes | errors.PictureError:

@@ -98,7 +98,8 @@ class Inference:
             names, arrays, outputs = servable.check(name, request.inputs, request.output_filter)
             if servable.batches(name, outputs):
                 self._keep_if_empty(arrays, call)
-            check_pixels(_pictures(servable.signatures[name], arrays), self._max_pixels)
+            if self._max_pixels:
+                arrays = self._with_pictures_checked(servable.signatures[name], arrays)
             with self.metrics.runtime(spec.name, "Predict"):
                 values = servable.run(name, names, arrays, outputs, call.timeout)
             for output, array in values.items():
@@ -206,6 +207,25 @@ class Inference:
         self.metrics.observe_rows(spec.name, len(found))
         return answers
 
+    def _with_pictures_checked(self, signature, arrays):
+        """The arrays, in which no picture is enormous.
+
+        tf.Examples are written anew: TensorFlow's own parser finds pictures in bytes that Protocol
+        Buffers refuse, or take for something else.
+        """
+        checked = []
+        for array in arrays:
+            if array.dtype == object:
+                pictures = array.ravel().tolist()
+                if signature.method_name == classifying.CLASSIFY_METHOD:
+                    found = classifying.parse_examples(pictures)
+                    pictures = classifying.encoded_features(found)
+                    strings = [example.SerializeToString() for example in found]
+                    array = np.array(strings, object).reshape(array.shape)
+                check_pixels(pictures, self._max_pixels)
+            checked.append(array)
+        return checked
+
     def _keep_if_empty(self, arrays, call):
         """With batching, the real server keeps a request without rows until its deadline.
 
@@ -252,16 +272,6 @@ def warm_up_answers(servable: Servable):
             classifying.run(servable, name, found, None)
 
     return answer
-
-
-def _pictures(signature, arrays) -> list[bytes]:
-    """All strings in the arrays, or in the tf.Examples that are in them."""
-    strings = [
-        value for array in arrays if array.dtype == object for value in array.ravel().tolist()
-    ]
-    if signature.method_name != classifying.CLASSIFY_METHOD:
-        return strings
-    return classifying.encoded_features(classifying.parsed_examples(strings))
 
 
 def _fill(spec, name, servable, signature_name=""):

@@ -16,7 +16,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from serving.client_command import (
@@ -279,7 +279,7 @@ async def make_request(rules, options):
     from serving.client_errors import PictureError
     from serving.pictures import encoded, pixels
 
-    found: Sequence[Any] = expand(options.pictures)
+    found: Sequence[Any] = options.pictures
     raw = options.input != "image_bytes"
     shape = await rules.input_shape() if raw or not found else (0, 0, 0)
     if not found:
@@ -301,6 +301,17 @@ async def make_request(rules, options):
     )
 
 
+def wake_at_ctrl_c() -> None:
+    """Lets Ctrl-C wake the event loop, in which asyncio.run's handler of it then runs.
+
+    Otherwise that waits until the loop wakes up by itself, if the signal comes in the moment before
+    it falls asleep, or to another thread: with a server that does not answer, until the deadline.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, lambda: None)
+    signal.signal(signal.SIGINT, handler)
+
+
 async def measure(options) -> Report:
     """Warms up and runs the load.
 
@@ -311,6 +322,7 @@ async def measure(options) -> Report:
     from serving.client_rules import Rules
     from serving.transport import PREDICT, CallError, Retries, Settings, async_transport
 
+    wake_at_ctrl_c()
     asked = client_arguments(options)
     version, label, model = asked.pop("version"), asked.pop("label"), asked.pop("model")
     settings = Settings(**asked, in_flight=options.concurrency, retries=Retries(attempts=1))
@@ -340,29 +352,11 @@ async def measure(options) -> Report:
         await transport.close()
 
 
-async def ended_by_ctrl_c(work: Coroutine[Any, Any, Report]) -> Report:
-    """What comes of the work, which Ctrl-C cancels.
-
-    asyncio.run's own handler is only called once the event loop wakes up by itself, if the signal
-    comes in the moment before it falls asleep, or to another thread: with a server that does not
-    answer, at the deadline.
-    """
-    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        return await task
-    loop.add_signal_handler(signal.SIGINT, task.cancel)
-    try:
-        return await task
-    finally:
-        loop.remove_signal_handler(signal.SIGINT)
-
-
 def load_and_tell(options) -> int:
     """Prints what came of the load; returns the exit status."""
-    try:
-        report = asyncio.run(ended_by_ctrl_c(measure(options)))
-    except asyncio.CancelledError:
-        return INTERRUPTED
+    # Not in the event loop: the list may come from a terminal.
+    options.pictures = expand(options.pictures)
+    report = asyncio.run(measure(options))
     if options.output == "json":
         print(json.dumps(report.to_dict(), indent=2))
     else:

@@ -271,6 +271,15 @@ def decode(picture: bytes, shape: tuple[int, int, int], resize: int = 0) -> byte
     return pixels(picture, shape, resize)
 
 
+def can_be_decoded(picture: bytes, limits: Limits = DEFAULT_LIMITS) -> bool:
+    """Whether a picture that `check_picture` takes is whole to its end."""
+    try:
+        _opened(picture, limits)
+    except PictureError:
+        return False
+    return True
+
+
 def _encoded_already(image, limits):
     """The bytes of a file or of a bytes object; None for what must be encoded first."""
     if isinstance(image, str | os.PathLike):

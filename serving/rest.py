@@ -68,9 +68,6 @@ class RestApi:
             return 200, self._answer(method, path, body)
         except ServingError as error:
             return STATUSES.get(error.code, 500), rest_json.dump({"error": error.message})
-        except RecursionError:
-            text = "JSON Parse error: Terminate parsing due to Handler error."
-            return 400, rest_json.dump({"error": text})
         except Exception as error:  # A request that we did not foresee is still only a request.
             logging.exception("A request failed")
             return 500, rest_json.dump({"error": f"{type(error).__name__}: {error}"})
@@ -80,7 +77,10 @@ class RestApi:
             method = found["method"].lower()
             model = urllib.parse.unquote(found["model"])
             with self._inference.counting(model, method.capitalize(), "REST"):
-                return getattr(self, method)(found, rest_json.parse(body))
+                try:
+                    return getattr(self, method)(found, rest_json.parse(body))
+                except RecursionError as error:
+                    raise rest_json.too_deep() from error
         if method == "GET" and re.fullmatch("(?i)/v1/models/?", path):
             raise invalid("Missing model name in request.")
         if method == "GET" and (found := STATUS_PATH.fullmatch(path)):

@@ -34,6 +34,11 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _TYPES = {type(None): "Null", dict: "Object", list: "Array", str: "String", bool: "True"}
 
 
+def too_deep() -> ServingError:
+    """The error of a document with more levels, or digits, than can be read."""
+    return invalid("JSON Parse error: Terminate parsing due to Handler error.")
+
+
 def parse(body: bytes) -> dict[str, Any]:
     """Parses a request's body.
 
@@ -56,7 +61,7 @@ def parse(body: bytes) -> dict[str, Any]:
     except UnicodeEncodeError as error:
         raise invalid("JSON Parse error: The surrogate pair in string is invalid.") from error
     except (RecursionError, ValueError) as error:
-        raise invalid("JSON Parse error: Terminate parsing due to Handler error.") from error
+        raise too_deep() from error
     if not isinstance(document, dict):
         raise invalid(f"JSON Value: {show(document)} Is not object")
     return document

@@ -14,7 +14,6 @@ import re
 import threading
 import time
 from collections.abc import Coroutine
-from numbers import Integral, Real
 from typing import Any, Protocol
 
 from serving import wire
@@ -126,8 +125,8 @@ class Tls:
 
 KIND_NAMES = {
     str: "text",
-    Integral: "a whole number",
-    Real: "a number",
+    int: "an int",
+    float: "a float",
     Tls: "Tls(...), True, False",
     type(None): "None",
 }
@@ -157,9 +156,9 @@ class Settings:
 
     def __post_init__(self):
         check_type("target", self.target, str)
-        check_type("timeout", self.timeout, Real)
-        check_type("in_flight", self.in_flight, Integral)
-        check_type("max_message_bytes", self.max_message_bytes, Integral)
+        check_type("timeout", self.timeout, float, int)
+        check_type("in_flight", self.in_flight, int)
+        check_type("max_message_bytes", self.max_message_bytes, int)
         check_type("tls", self.tls, Tls, type(None))
         if not self.target.isprintable() or not self.target:
             raise SettingsError(f"target must be HOST:PORT or a URL, got {self.target!r}")

@@ -123,14 +123,56 @@ def test_an_enormous_picture_is_refused_before_it_is_decoded(base_path):
         example = request.input.example_list.examples.add()
         example.features.feature["picture"].bytes_list.value.append(large)
         assert error_of(calls.prediction.Classify, request) == refused(0, 900_000_000)
-        # The same by Predict, which gets examples as strings; what is no example is the graph's.
-        strings = [b"no example", example.SerializeToString()]
-        request = predict_request({"inputs": strings}, signature="classify")
+        # The same by Predict, which gets examples as strings.
+        string = example.SerializeToString()
+        request = predict_request({"inputs": [string]}, signature="classify")
         assert error_of(calls.prediction.Predict, request) == refused(0, 900_000_000)
-        b64 = base64.b64encode(strings[1]).decode()
+        b64 = base64.b64encode(string).decode()
         document = {"signature_name": "classify", "instances": [{"b64": b64}]}
         status, answer = calls.post("toy:predict", document)
         assert (status, answer["error"]) == (400, refused(0, 900_000_000)[1])
+
+
+def field(number, content):
+    """A field of a message: its number, length and content."""
+    return bytes([number << 3 | 2]) + varint(len(content)) + content
+
+
+def varint(number):
+    head = b""
+    while number > 127:
+        head += bytes([number & 127 | 128])
+        number >>= 7
+    return head + bytes([number])
+
+
+def example_of(*features):
+    """A serialized tf.Example of (name, serialized Feature)."""
+    entries = [field(1, field(1, name) + field(2, feature)) for name, feature in features]
+    return field(1, b"".join(entries))
+
+
+def test_pictures_that_only_tensorflows_own_parser_finds_in_an_example(exported):
+    large = encoded("PNG", (400, 300))
+    picture = field(1, field(1, large))
+    # A name that is no UTF-8 beside it; and a feature that says at last that it holds no bytes.
+    hidden = [
+        example_of((b"\xff\xfe", b""), (b"image/encoded", picture)),
+        example_of((b"image/encoded", picture + field(2, b""))),
+    ]
+    spec = {"image/encoded": tf.io.FixedLenFeature([], tf.string)}
+    for string in hidden:
+        assert tf.io.parse_single_example(string, spec)["image/encoded"].numpy() == large
+    with serving(exported, name="gaternet", max_picture_pixels=LIMIT) as calls:
+
+        def ask(string):
+            request = predict_request({"inputs": [string]}, model="gaternet", signature="classify")
+            return error_of(calls.prediction.Predict, request)
+
+        assert ask(example_of((b"image/encoded", picture))) == refused(0, 120_000)
+        assert ask(hidden[0])[1].startswith("Could not parse example input 0: ")
+        # What runs is what was looked at, and that has no picture.
+        assert "Data type: float but expected type: string" in ask(hidden[1])[1]
 
 
 def test_the_limit_is_inclusive_and_zero_is_none(base_path):

@@ -181,12 +181,13 @@ def test_metrics(tmp_path):
         # Refused by REST before a signature is run.
         calls.post("toy:predict", {"signature_name": "nope", "inputs": [[1]]})
         calls.post("toy:predict", "{")
+        calls.post("toy:predict", '{"signature_name": ' + "[" * 980 + "]" * 980 + "}")
         calls.post("toy/versions/7:predict", {"inputs": [[1]]})
         calls.post("toy:classify", {"signature_name": "classify", "examples": [{"v": [1.0, 2.0]}]})
         found = metrics(calls)
     count = ":tensorflow:serving:request_count"
     assert found[count + '{model_name="toy",status="OK"}'] == 6
-    assert found[count + '{model_name="toy",status="INVALID_ARGUMENT"}'] == 1 + 2
+    assert found[count + '{model_name="toy",status="INVALID_ARGUMENT"}'] == 1 + 3
     assert found[count + '{model_name="toy",status="NOT_FOUND"}'] == 1
     # Names that nobody configured have no entries of their own: there is no end of them.
     assert found[count + '{model_name="",status="NOT_FOUND"}'] == 2
