@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 
 import grpc
 
@@ -18,6 +19,7 @@ from serving.transport import (
 )
 
 METHODS = (PREDICT, METADATA, STATUS)
+CLOSE_SECONDS = 2.0
 
 
 def channel_options(settings: Settings) -> list[tuple[str, object]]:
@@ -116,8 +118,14 @@ class GrpcTransport(BlockingTransport):
             raise _call_error(error) from error
 
     def end(self, connection):
-        """Closes the channel."""
-        connection[0].close()
+        """Closes the channel.
+
+        A Ctrl-C in the moment in which a request begins leaves gRPC with a call that nothing
+        finishes any more, and closing would wait for it for ever.
+        """
+        closing = threading.Thread(target=connection[0].close, name="close", daemon=True)
+        closing.start()
+        closing.join(CLOSE_SECONDS)
 
 
 class AsyncGrpcTransport(AsyncTransport):

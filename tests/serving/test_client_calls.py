@@ -39,6 +39,8 @@ from serving.client import (
     UnknownModelError,
     VersionStatus,
 )
+from serving.grpc_transport import GrpcTransport
+from serving.transport import Settings
 
 SERVERS = {"grpc": grpc_server, "rest": rest_server}
 FORMS = [(kind, form) for kind in SERVERS for form in ("sync", "asyncio")]
@@ -1069,6 +1071,23 @@ def test_closing_does_not_wait_for_requests_under_way(kind, form, served):
         assert len(errors) == 1
     assert time.monotonic() - started < 12
     release.set()
+
+
+def test_a_channel_that_cannot_be_closed_is_left(monkeypatch):
+    """As after a Ctrl-C in the moment in which gRPC begins a request, which it then never ends."""
+
+    class Channel:
+        def close(self):
+            begun.set()
+            over.wait(60)
+
+    begun, over = threading.Event(), threading.Event()
+    monkeypatch.setattr("serving.grpc_transport.CLOSE_SECONDS", 0.1)
+    started = time.monotonic()
+    GrpcTransport(Settings("localhost:1")).end((Channel(), {}))
+    assert time.monotonic() - started < 30
+    assert begun.wait(30)
+    over.set()
 
 
 def test_the_pid_alone_starts_a_client_anew(served):
