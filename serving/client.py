@@ -98,7 +98,6 @@ class _Client:
         check_type("attempts", attempts, int)
         check_type("batch_size", batch_size, int)
         check_type("batch_bytes", batch_bytes, int)
-        check_type("max_message_bytes", max_message_bytes, int)
         if not 1 <= attempts <= 5:
             raise SettingsError(f"attempts must be 1 to 5, as gRPC has it, got {attempts}")
         tls = Tls() if tls is True else tls or None
@@ -111,7 +110,8 @@ class _Client:
         if room <= names:
             raise SettingsError(
                 f"max_message_bytes must leave room for pictures beside {names:,} bytes for the "
-                f"names around {batch_size} of them, got {max_message_bytes}"
+                f"names around {batch_size} of them, got {max_message_bytes}; ask less at once "
+                "(--batch_size)"
             )
         limits = Limits(pixels=max_pixels, bytes=room - names)
         choices = Choices(

@@ -51,7 +51,6 @@ KERNEL = "{{node "
 ANSWER_TOO_LARGE = f"CLIENT: Received message {TOO_LARGE}"
 MESSAGE_SIZES = re.compile(rf"{TOO_LARGE} \((\d+) vs\. (\d+)\)")
 # A version may be unloaded between an answer and what is asked of it next.
-LABEL_ATTEMPTS = 3
 VERSION_ATTEMPTS = 3
 _END = object()
 
@@ -358,7 +357,7 @@ class Rules:
         )
 
     async def _predictions(self, question, good, response) -> list[Answer]:
-        for _ in range(LABEL_ATTEMPTS):
+        for _ in range(VERSION_ATTEMPTS):
             labels = None
             try:
                 if question.top > 1:
@@ -368,7 +367,7 @@ class Rules:
                 response = await self._call(PREDICT, self._request(question, good))
         raise errors.UnknownModelError(
             f"the labels of the version of '{self.choices.model}' that answered are needed for "
-            f"top, and {self.settings.target} unloaded it {LABEL_ATTEMPTS} times meanwhile; "
+            f"top, and {self.settings.target} unloaded it {VERSION_ATTEMPTS} times meanwhile; "
             "ask again"
         )
 

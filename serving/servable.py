@@ -202,10 +202,11 @@ class Servable:
         signature = self.signatures[signature_name]
         feeds = tuple(signature.inputs[name].name for name in input_names)
         fetches = tuple(signature.outputs[name].name for name in output_names)
-        if self._scheduler is None or not self.batches(signature_name, output_names):
+        scheduler = self._scheduler if self.batches(signature_name, output_names) else None
+        if scheduler is None:
             values = self._run_session(feeds, fetches, arrays, timeout)
         else:
-            values = self._scheduler.run(
+            values = scheduler.run(
                 (self, feeds, fetches),
                 feeds,
                 lambda merged: self._run_session(feeds, fetches, merged),

@@ -29,13 +29,18 @@ class Finished:
 
 
 def run_module(module, *arguments, cwd, timeout=300, prepare=":") -> Finished:
-    """Runs `python -m module arguments` in another directory, as a user would.
+    """Runs `python -m module arguments` in another directory, as a user would."""
+    return run_python("-m", module, *arguments, cwd=cwd, timeout=timeout, prepare=prepare)
+
+
+def run_python(*arguments, cwd, timeout=300, prepare=":") -> Finished:
+    """Runs `python arguments` in another directory, where it finds our modules.
 
     `prepare` is what a shell does before, for limits and the like. (Not `preexec_fn`: a process
     with gRPC's threads in it must not run Python between fork and exec; gRPC wakes up there, and
     complains on the new process's stderr.)
     """
-    command = [sys.executable, "-m", module, *map(str, arguments)]
+    command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(
         ["sh", "-c", f'{prepare}; exec "$@"', "sh", *command],
         cwd=cwd,
@@ -55,15 +60,9 @@ sys.modules["tensorflow"] = None
 sys.argv = [{module!r}, "--helpshort"]
 runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.stdout
+    done = run_python("-c", program, cwd=cwd)
+    assert "Traceback" not in done.err, done.err
+    return done.out
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from fake_servers import FakeModel, RefusedError, grpc_server, picture, rest_server
-from helpers import ROOT, running
+from helpers import ROOT, run_python, running
 from local_servers import serving
 from PIL import Image
 
@@ -297,13 +297,13 @@ def test_metadata_and_readiness(client):
         (["--label=x"], 5, ["has no model 'gaternet' label 'x'", "--label"]),
         (["--target=localhost:1"], 4, ["localhost:1", "none does", "--target=HOST:PORT"]),
         (["--target=http://localhost:1"], 4, ["http://localhost:1", "REST", "none does"]),
-        # How soon it is known that there is no such host is the resolver's affair.
-        (["--target=no.invalid:8500", "--timeout=5"], 4, ["no.invalid:8500", "--t"]),
+        # No host has so long a name, which is known without asking a name server.
+        ([f"--target={'x' * 64}:8500", "--timeout=5"], 4, [f"{'x' * 64}:8500", "--target"]),
         (["--timeout=1e-6"], 4, ["within 1e-06 s", "--timeout"]),
         (["--timeout=0"], 2, ["--timeout must be above 0", "0.0"]),
         (["--version=1", "--label=x"], 2, ["by version or by label"]),
         (["--in_flight=0"], 2, ["in_flight must be above 0"]),
-        (["--batch_size=5000000"], 2, ["must leave room for pictures", "5000000"]),
+        (["--batch_size=5000000"], 2, ["must leave room for pictures", "--batch_size", "5000000"]),
         (["--wait_ready=nan"], 2, ["--wait_ready", "0 or above", "nan"]),
         (["--wait_ready=-1"], 2, ["--wait_ready", "0 or above"]),
         (["--target=localhost:84036"], 2, ["65535", "localhost:84036"]),
@@ -594,14 +594,9 @@ def best_of(times, command, yardstick):
 
     def timed(*arguments):
         started = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        return time.monotonic() - started, done.stdout
+        done = run_python(*arguments, cwd=ROOT)
+        assert done.status == 0, done.err
+        return time.monotonic() - started, done.out
 
     turns = [
         (timed("-m", "serving.client", *command), timed("-c", yardstick)) for _ in range(times)
@@ -647,15 +642,8 @@ def test_imports_neither_tensorflow_nor_its_serving_api():
         "heavy = ('tensorflow', 'keras', 'numpy', 'PIL', 'absl')\n"
         "print([name for name in sys.modules if name.startswith(heavy)])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == "[]\n"
+    done = run_python("-c", code, cwd=ROOT)
+    assert (done.status, done.out) == (0, "[]\n"), done.err
 
 
 def test_a_table_is_aligned():

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from helpers import ROOT
+from helpers import ROOT, run_python
 
 from gaternet_tf.runs import RunDirectory, open_run
 
@@ -109,12 +109,8 @@ def test_another_number_of_replicas_is_no_repetition_and_refused(data_dir, tmp_p
     run.result_file.unlink()
     document = json.loads(run.config_file.read_text())
     run.config_file.write_text(json.dumps({**document, "replicas": 4}))
-    done = subprocess.run(
-        command(data_dir, run.path),
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert "as many replicas as it began on, 4, and here are 1" in done.stderr
+    _, *arguments = command(data_dir, run.path)
+    done = run_python(*arguments, cwd=tmp_path)
+    assert done.status == 1
+    assert "as many replicas as it began on, 4, and here are 1" in done.err
     assert not run.result_file.exists()
