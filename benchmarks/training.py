@@ -59,7 +59,7 @@ def build(backbone, gater, policy="float32", steps_per_execution=1):
     import keras
 
     from gaternet_tf import build_gaternet
-    from gaternet_tf.recipe import compile_model, set_weight_decay
+    from train.recipe import compile_model, set_weight_decay
 
     keras.mixed_precision.set_dtype_policy(policy)
     model = build_gaternet(backbone, gater, SHAPE)
@@ -99,7 +99,7 @@ def fitted(name, model, steps) -> Contender:
     import tensorflow as tf
 
     from gaternet_tf.data.sources import untuned
-    from gaternet_tf.recipe import with_targets
+    from train.recipe import with_targets
 
     batches = tf.data.Dataset.from_tensors(data()).repeat()
     batches = with_targets(batches, model).prefetch(2).with_options(untuned())

@@ -67,7 +67,7 @@ def digits(data_dir):
 def trained(tmp_path_factory, data_dir):
     """A small GaterNet trained on the digits for three epochs."""
     from gaternet_tf.runs import open_run
-    from gaternet_tf.training import train
+    from train.loop import train
 
     workdir = tmp_path_factory.mktemp("runs") / "small"
     train(small_config(data_dir, epochs=3), workdir)

@@ -84,7 +84,7 @@ def running(module, *arguments, cwd):
 
 def small_config(data_dir, **changes):
     """Settings of the smallest run that exercises everything."""
-    from gaternet_tf.training import TrainingConfig
+    from train.loop import TrainingConfig
 
     settings = {
         "backbone": "resnet8",
@@ -108,7 +108,7 @@ def plant_run(path, result=None, dataset=None, **config):
     """
     from gaternet_tf.data import Preprocessing
     from gaternet_tf.runs import RunDirectory
-    from gaternet_tf.training import TrainingConfig
+    from train.loop import TrainingConfig
 
     settings = dataclasses.asdict(TrainingConfig(**config))
     facts = {"name": dataset or settings["dataset"], "version": "1.0.0", "test_split": "test"}

@@ -35,8 +35,8 @@ def main(argv):
     check_flags()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.ERROR)
-    from gaternet_tf.conversion import checkpoint_to_run, run_to_checkpoint
     from gaternet_tf.errors import UserError
+    from train.conversion import checkpoint_to_run, run_to_checkpoint
 
     try:
         if FLAGS.to_torch is not None:

@@ -117,12 +117,6 @@ flags.DEFINE_boolean("jit_compile", False, "Whether XLA compiles the training st
 flags.DEFINE_integer(
     "steps_per_execution", 1, "Steps between two looks at the numbers; one device only.", 1
 )
-flags.DEFINE_integer(
-    "recalibrate_batches",
-    0,
-    "Batches of hard gates to measure batch normalisation's moments on anew, at the end.",
-    lower_bound=0,
-)
 flags.DEFINE_boolean(
     "deterministic", False, "Whether two runs give the same weights to the bit; slower on a GPU."
 )
@@ -144,8 +138,8 @@ def main(argv):
     # takes 1.4 times as long without it.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     logging.set_verbosity(logging.ERROR)
-    from gaternet_tf.callbacks import Stopped
     from gaternet_tf.errors import UserError
+    from train.callbacks import Stopped
 
     try:
         named = named_settings()
@@ -153,7 +147,7 @@ def main(argv):
             return 0
         import tensorflow as tf
 
-        from gaternet_tf.training import TrainingConfig, train
+        from train.loop import TrainingConfig, train
 
         if FLAGS.logical_cpus > 1:
             tf.config.set_logical_device_configuration(
@@ -178,7 +172,7 @@ def main(argv):
 
 def named_settings() -> dict[str, Any] | None:
     """The settings of --experiment, none without one; None when the user asked for the list."""
-    from gaternet_tf.experiments import find_experiment, list_experiments
+    from train.experiments import find_experiment, list_experiments
 
     if FLAGS.experiment == "help":
         print(list_experiments())

@@ -32,7 +32,7 @@ def main(argv):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.ERROR)
     from gaternet_tf.errors import UserError
-    from gaternet_tf.summary import as_text, summary_rows
+    from train.network_summary import as_text, summary_rows
 
     try:
         if FLAGS.workdir:

@@ -17,7 +17,7 @@ def main(argv):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.ERROR)
     from gaternet_tf.errors import UserError
-    from gaternet_tf.table import as_csv, as_markdown, table_rows
+    from train.comparison import as_csv, as_markdown, table_rows
 
     try:
         rows = table_rows(argv[1:])

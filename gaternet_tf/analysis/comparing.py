@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Canvas
 from gaternet_tf.analysis.figures import STYLE, class_style, literally, shown_name, write_csv
 from gaternet_tf.errors import UserError
 from gaternet_tf.runs import open_run
-from gaternet_tf.table import model_name
+from train.comparison import model_name
 
 COLUMNS = (
     "run",

@@ -16,7 +16,7 @@ from export.verification import read_warm_up
 from gaternet_tf import UserError, gate_map
 from gaternet_tf.manifest import read_manifest
 from gaternet_tf.runs import open_run
-from gaternet_tf.training import train
+from train.loop import train
 
 SIGNATURES = {
     "serving_default": ("predict", ["images"], ["class_ids", "labels", "probabilities"]),

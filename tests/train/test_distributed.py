@@ -18,7 +18,7 @@ from helpers import ROOT, run_module
 from gaternet_tf.runs import open_run
 
 FLAGS = ["--dataset=digits", "--backbone=resnet8", "--batch_size=16", "--steps_per_epoch=2"]
-FLAGS += ["--learning_rate=0.02", "--deterministic", "--recalibrate_batches=2"]
+FLAGS += ["--learning_rate=0.02", "--deterministic"]
 GATED = ["--gater=resnet8", "--epochs=2"]
 PLAIN = ["--gater=none", "--epochs=1"]
 

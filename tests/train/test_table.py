@@ -9,7 +9,7 @@ import pytest
 from helpers import plant_run, spoil_json
 
 from gaternet_tf import UserError
-from gaternet_tf.table import table_rows
+from train.comparison import table_rows
 
 
 @pytest.fixture

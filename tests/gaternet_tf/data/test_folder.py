@@ -14,7 +14,7 @@ from gaternet_tf.analysis.analyse import AnalysisConfig, analyse
 from gaternet_tf.analysis.networks import network_of_run
 from gaternet_tf.data import Preprocessing, evaluation_batches, open_dataset
 from gaternet_tf.evaluation import evaluate_run, gates_of_run
-from gaternet_tf.training import train
+from train.loop import train
 
 RNG = np.random.default_rng(0)
 KINDS = [

@@ -21,7 +21,7 @@ from gaternet_tf.data import (
 )
 from gaternet_tf.data.sources import REACH_SECONDS, _unreachable
 from gaternet_tf.evaluation import evaluate_run
-from gaternet_tf.training import TrainingConfig, choose_augmentation, choose_preprocessing, train
+from train.loop import TrainingConfig, choose_augmentation, choose_preprocessing, train
 
 
 def everything(dataset, split):

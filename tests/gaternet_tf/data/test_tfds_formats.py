@@ -13,7 +13,7 @@ from helpers import small_config
 
 from gaternet_tf import UserError
 from gaternet_tf.data import defaults, evaluation_batches, open_dataset, training_batches
-from gaternet_tf.training import choose_augmentation, choose_preprocessing, train
+from train.loop import choose_augmentation, choose_preprocessing, train
 
 PICTURES = 40
 

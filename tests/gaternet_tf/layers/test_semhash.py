@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from gaternet_tf.distribution import choose_strategy
 from gaternet_tf.layers import SemHash
 from gaternet_tf.layers.semhash import saturating_sigmoid, semhash
+from train.distribution import choose_strategy
 
 LN_11 = np.log(11.0)
 POINTS = np.array([-50, -LN_11 - 1e-3, -LN_11, -1.3, -1e-6, 0, 1e-6, 0.7, LN_11, LN_11 + 1e-3, 50])

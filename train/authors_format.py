@@ -1,6 +1,6 @@
 """The state dictionaries of the authors' released PyTorch code, to and from a Keras model.
 
-Only names, layouts and numbers; reading and writing the files is `gaternet_tf.torch_files`' work.
+Only names, layouts and numbers; reading and writing the files is `train.torch_files`' work.
 """
 
 import collections

@@ -12,7 +12,10 @@ from helpers import small_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gaternet_tf import UserError, build_gaternet
-from gaternet_tf.callbacks import (
+from gaternet_tf.data import evaluation_batches, hold_out, validation_batches
+from gaternet_tf.evaluation import evaluate
+from gaternet_tf.runs import RunDirectory, open_run
+from train.callbacks import (
     BestWeights,
     Checkpoints,
     EpochLog,
@@ -20,16 +23,13 @@ from gaternet_tf.callbacks import (
     Stopped,
     Validation,
 )
-from gaternet_tf.data import evaluation_batches, hold_out, validation_batches
-from gaternet_tf.distribution import check_replicas, choose_strategy
-from gaternet_tf.evaluation import evaluate
-from gaternet_tf.recipe import compile_model, set_weight_decay, with_targets
-from gaternet_tf.runs import RunDirectory, open_run
-from gaternet_tf.training import (
+from train.distribution import check_replicas, choose_strategy
+from train.loop import (
     TrainingConfig,
     build_and_compile,
     train,
 )
+from train.recipe import compile_model, set_weight_decay, with_targets
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(16, 8, 8, 1)).astype(np.float32)
@@ -491,7 +491,7 @@ def test_a_result_without_room_is_told_and_saved_by_the_same_command(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("gaternet_tf.training.save_pictures", full)
+        patch.setattr("train.loop.save_pictures", full)
         with pytest.raises(UserError, match=r"No space left on device.*without training again"):
             train(small_config(data_dir, epochs=3), stopped)
     assert not (stopped / "result.json").exists()

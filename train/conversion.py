@@ -4,14 +4,14 @@ import dataclasses
 import os
 import pathlib
 
-from gaternet_tf.authors_format import check_representable, load_state_dicts, state_dicts
 from gaternet_tf.data import Preprocessing, defaults_of
 from gaternet_tf.documents import sha256
 from gaternet_tf.errors import UserError
 from gaternet_tf.models import build_gaternet, gate_map
 from gaternet_tf.runs import RunDirectory, open_run, require_place, require_writable
-from gaternet_tf.torch_files import import_torch, read_checkpoint, write_checkpoint
-from gaternet_tf.training import TrainingConfig, count_parameters, save_model
+from train.authors_format import check_representable, load_state_dicts, state_dicts
+from train.loop import TrainingConfig, count_parameters, save_model
+from train.torch_files import import_torch, read_checkpoint, write_checkpoint
 
 IMAGE_SHAPE = (32, 32, 3)
 DATASET = "cifar10"
@@ -84,7 +84,7 @@ def run_to_checkpoint(workdir: str | os.PathLike, output: str | os.PathLike) -> 
 
     Raises:
       UserError: for a run whose network the authors' code cannot hold, see
-        `gaternet_tf.authors_format`, or a file that exists or cannot be written.
+        `train.authors_format`, or a file that exists or cannot be written.
     """
     run = open_run(workdir)
     path = pathlib.Path(output)

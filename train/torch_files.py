@@ -10,8 +10,8 @@ import zipfile
 
 import numpy as np
 
-from gaternet_tf.authors_format import BACKBONE, GATER, StateDicts
 from gaternet_tf.errors import UserError
+from train.authors_format import BACKBONE, GATER, StateDicts
 
 PARTS = (BACKBONE, GATER)
 

@@ -5,10 +5,10 @@ import pytest
 from helpers import stand_in_for_cifar_servers
 
 from gaternet_tf import UserError
-from gaternet_tf.experiments import EXPERIMENTS, find_experiment, list_experiments
 from gaternet_tf.models import build_gaternet
 from gaternet_tf.runs import open_run
-from gaternet_tf.training import TrainingConfig, count_parameters, train
+from train.experiments import EXPERIMENTS, find_experiment, list_experiments
+from train.loop import TrainingConfig, count_parameters, train
 
 KINDS = ("plain", "wide", "se", "gated", "gated-released")
 

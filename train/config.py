@@ -4,11 +4,11 @@ import dataclasses
 
 import numpy as np
 
-from gaternet_tf.distribution import STRATEGIES
 from gaternet_tf.errors import UserError
 from gaternet_tf.models import NO_GATER, resnet_spec
 from gaternet_tf.models.resnet_cifar import ATTENTION, WIDTH, resnet_gate_map
-from gaternet_tf.recipe import OPTIMIZERS, SCHEDULES
+from train.distribution import STRATEGIES
+from train.recipe import OPTIMIZERS, SCHEDULES
 
 SELECTIONS = ("best", "last")
 DTYPE_POLICIES = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -61,7 +61,6 @@ class TrainingConfig:
     dtype_policy: str = "float32"
     jit_compile: bool = False
     steps_per_execution: int = 1
-    recalibrate_batches: int = 0
     deterministic: bool = False
 
     def check(self) -> None:
@@ -83,7 +82,6 @@ class TrainingConfig:
             "sparsity_warmup_epochs": 0,
             "validation": 0,
             "steps_per_execution": 1,
-            "recalibrate_batches": 0,
             "seed": 0,
         }
         below_one = ("momentum", "label_smoothing", "validation")

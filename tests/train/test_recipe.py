@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import pytest
 
-from gaternet_tf.callbacks import SparsityWarmUp, Validation, collapse
 from gaternet_tf.losses import SparsityLoss
-from gaternet_tf.recipe import learning_rate_schedule, make_optimizer
-from gaternet_tf.training import TrainingConfig
+from train.callbacks import SparsityWarmUp, Validation, collapse
+from train.loop import TrainingConfig
+from train.recipe import learning_rate_schedule, make_optimizer
 
 STEPS = 10
 

@@ -15,18 +15,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gaternet_tf.callbacks import (
-    BestWeights,
-    Checkpoints,
-    CollapseAlarm,
-    EpochLog,
-    ReadableNames,
-    SparsityWarmUp,
-    StopOnNonFinite,
-    Validation,
-    saved_checkpoints,
-)
-from gaternet_tf.config import TrainingConfig
 from gaternet_tf.data import (
     Augmentation,
     Dataset,
@@ -38,7 +26,23 @@ from gaternet_tf.data import (
     training_batches,
     validation_batches,
 )
-from gaternet_tf.distribution import (
+from gaternet_tf.errors import UserError
+from gaternet_tf.evaluation import Evaluator, describe, some_labels
+from gaternet_tf.models import build_gaternet, gate_map
+from gaternet_tf.runs import RunDirectory, prepare_run
+from train.callbacks import (
+    BestWeights,
+    Checkpoints,
+    CollapseAlarm,
+    EpochLog,
+    ReadableNames,
+    SparsityWarmUp,
+    StopOnNonFinite,
+    Validation,
+    saved_checkpoints,
+)
+from train.config import TrainingConfig
+from train.distribution import (
     agree_on,
     check_replicas,
     choose_strategy,
@@ -48,17 +52,12 @@ from gaternet_tf.distribution import (
     require_same_settings,
     worker_of,
 )
-from gaternet_tf.errors import UserError
-from gaternet_tf.evaluation import Evaluator, describe, some_labels
-from gaternet_tf.models import build_gaternet, gate_map
-from gaternet_tf.recalibration import recalibrate
-from gaternet_tf.recipe import (
+from train.recipe import (
     compile_model,
     make_optimizer,
     set_weight_decay,
     with_targets,
 )
-from gaternet_tf.runs import RunDirectory, prepare_run
 
 SMALL_SET = 200_000
 VALIDATION = {True: 0.1, False: 0.01}
@@ -212,8 +211,6 @@ def train_on(strategy, config, run, workdir, previous_checkpoint, started, stack
     if best:
         selected = best.put_back(model)
         print(f"weights of epoch {selected}, the best on the validation images", flush=True)
-    if config.recalibrate_batches:
-        recalibrate_and_tell(config, model, dataset, preprocessing, evaluator)
     test = evaluator(evaluation_batches(dataset, preprocessing, EVALUATION_BATCH))
     print(describe(test), flush=True)
     result = {
@@ -447,28 +444,6 @@ def watch_gates(dataset, preprocessing, evaluator) -> keras.callbacks.Callback:
         return Validation(evaluator, held_out)
     batches = evaluation_batches(dataset, preprocessing, EVALUATION_BATCH, dataset.train_split)
     return CollapseAlarm(evaluator, batches.take(ALARM_IMAGES // EVALUATION_BATCH))
-
-
-def recalibrate_and_tell(config, model, dataset, preprocessing, evaluator) -> None:
-    """Recalibrates batch normalisation on training images as they are, without augmentation."""
-    epochs = range(config.epochs, config.epochs + 1)
-    batches = training_batches(
-        dataset, preprocessing, Augmentation(), config.batch_size, epochs, config.seed
-    )
-
-    def accuracy():
-        if not dataset.validation_images:
-            return "not measured (--validation=0)"
-        held_out = validation_batches(dataset, preprocessing, EVALUATION_BATCH)
-        return f"{evaluator(held_out)['accuracy']:.2%}"
-
-    before = accuracy()
-    used = recalibrate(model, batches, config.recalibrate_batches)
-    print(
-        f"batch normalisation recalibrated on {used} batches: validation accuracy {before} before, "
-        f"{accuracy()} after",
-        flush=True,
-    )
 
 
 def tensorboard_callbacks(run: RunDirectory) -> list:

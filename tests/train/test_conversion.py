@@ -12,10 +12,10 @@ from helpers import plant_run, stand_in_for_cifar_servers
 
 from export.exporting import ExportConfig, export_run
 from gaternet_tf import UserError, build_gaternet
-from gaternet_tf.authors_format import THRESHOLD, load_state_dicts, state_dicts
-from gaternet_tf.conversion import checkpoint_to_run, run_to_checkpoint
 from gaternet_tf.evaluation import evaluate_run
 from gaternet_tf.runs import open_run
+from train.authors_format import THRESHOLD, load_state_dicts, state_dicts
+from train.conversion import checkpoint_to_run, run_to_checkpoint
 
 torch = pytest.importorskip("torch", reason="needs pip install '.[torch]', as make test does")
 sys.path.append(str(pathlib.Path(__file__).parent))

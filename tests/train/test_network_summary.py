@@ -3,7 +3,7 @@
 import numpy as np
 
 from gaternet_tf import build_gaternet
-from gaternet_tf.summary import as_text, summary_rows
+from train.network_summary import as_text, summary_rows
 
 
 def cells(rows):

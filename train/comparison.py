@@ -7,9 +7,9 @@ import os
 import statistics
 from collections.abc import Iterable, Sequence
 
-from gaternet_tf.config import TrainingConfig
 from gaternet_tf.errors import UserError
 from gaternet_tf.runs import RunDirectory, open_run
+from train.config import TrainingConfig
 
 COLUMNS = (
     "dataset",
