@@ -12,7 +12,6 @@ import concurrent.futures
 import itertools
 import json
 import math
-import os
 import signal
 import sys
 import time
@@ -132,17 +131,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with client:
         ask = client.gates if options.gates else client.classify
         try:
-            pictures = map(encode, itertools.cycle(paths))
-            batch = list(itertools.islice(pictures, options.batch_size))
             # Outside the measurement: connects, and shows whether all is well.
-            for answer in ask(batch):
+            for path, answer in zip(paths, ask(paths), strict=True):
                 if isinstance(answer, PictureError):
-                    raise answer
+                    print_error(PROGRAM, f"{path}: {answer}")
+                    return SOME_FAILED
         except ClientError as error:
             print_error(PROGRAM, error)
             return exit_status(error)
+        pictures = itertools.cycle([encode(path) for path in paths])
         report = run_load(
-            lambda: ask(batch),
+            lambda: ask(list(itertools.islice(pictures, options.batch_size))),
             options.concurrency,
             options.duration,
             options.requests or math.inf,
@@ -166,5 +165,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     # Ctrl-C ends the process at once, also while gRPC waits.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     sys.exit(main())

@@ -12,7 +12,7 @@ import collections
 import dataclasses
 import os
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import grpc
 
@@ -155,9 +155,7 @@ class GaterNetClient:
         """Like `classify`, with the state of every gate in `Prediction.gates`."""
         return list(self.stream(images, top, gates=True))
 
-    def stream(
-        self, images: Iterable, top: int = 1, gates: bool = False
-    ) -> Generator[Answer, None, None]:
+    def stream(self, images: Iterable, top: int = 1, gates: bool = False) -> Iterator[Answer]:
         """Like `classify` or `gates`, but yields one answer after another.
 
         Reads `images` only as far ahead as requests are in flight.

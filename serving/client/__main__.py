@@ -1,11 +1,9 @@
 """The command: python -m serving.client PICTURE..."""
 
 import argparse
-import contextlib
 import csv
 import dataclasses
 import json
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -83,23 +81,18 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def classify(client: GaterNetClient, paths: Sequence[str], options) -> tuple[list, int]:
     """Returns the answers, or the errors in their places, and the exit status."""
     answers: list = []
-    stream = client.stream(paths, options.top, options.gates)
-    status = OK
-    with contextlib.closing(stream):
-        try:
-            for answer in stream:
-                answers.append(answer)
-                if sys.stderr.isatty():
-                    print(f"\r{len(answers)} of {len(paths)}", end="\r", file=sys.stderr)
-            if any(isinstance(answer, ClientError) for answer in answers):
-                status = SOME_FAILED
-        except ClientError as error:
-            if all(isinstance(answer, ClientError) for answer in answers):
-                raise
-            # What was answered before the server failed is worth printing.
-            answers += [error] * (len(paths) - len(answers))
-            status = exit_status(error)
-    return answers, status
+    try:
+        for answer in client.stream(paths, options.top, options.gates):
+            answers.append(answer)
+            if sys.stderr.isatty():
+                print(f"{len(answers)} of {len(paths)}", end="\r", file=sys.stderr)
+    except ClientError as error:
+        if all(isinstance(answer, ClientError) for answer in answers):
+            raise
+        # What was answered before the server failed is worth printing.
+        return answers + [error] * (len(paths) - len(answers)), exit_status(error)
+    failed = any(isinstance(answer, ClientError) for answer in answers)
+    return answers, SOME_FAILED if failed else OK
 
 
 def print_table(paths, answers, options) -> None:
@@ -209,8 +202,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     # Ctrl-C ends the process at once, also while gRPC waits.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # gRPC logs what a connection goes through; the errors say what matters of it.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # A file's name need not be valid text; it is printed as it is.
     sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     sys.exit(main())

@@ -112,11 +112,6 @@ def test_a_single_picture_is_not_taken_for_a_list_of_them(connect, images):
         connect(FakeModel()).classify(images)
 
 
-def test_an_array_of_pictures_is_a_list_of_them(connect):
-    images = np.arange(3, dtype=np.uint8)[:, None, None, None] * np.ones([2, 2, 1], np.uint8)
-    assert labels(connect(FakeModel()).classify(images)) == ["cat", "dog", "eel"]
-
-
 def test_the_most_probable_classes_cost_one_request_a_version(connect):
     model = FakeModel()
     client = connect(model)
@@ -283,42 +278,21 @@ def test_a_restarted_server_is_found_again():
         assert client.wait_ready() == 1
 
 
-def test_a_moved_name_is_looked_up_again_within_seconds():
-    # That a client then recovers was tried with a name in /etc/hosts; this pins what it takes.
-    assert CHANNEL_OPTIONS["grpc.dns_min_time_between_resolutions_ms"] <= 1000
-    assert CHANNEL_OPTIONS["grpc.max_reconnect_backoff_ms"] <= 2000
-    assert CHANNEL_OPTIONS["grpc.min_reconnect_backoff_ms"] <= 2000
-
-
 def test_the_options_of_the_channel_are_those_of_the_documentation():
     (method,) = json.loads(CHANNEL_OPTIONS["grpc.service_config"])["methodConfig"]
     assert method["retryPolicy"]["maxAttempts"] == 5
     assert method["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE", "RESOURCE_EXHAUSTED"]
     assert MAX_MESSAGE == 64 * 2**20
+    # A name that moved to another address is found within 5 s: tried with /etc/hosts, pinned here.
+    assert CHANNEL_OPTIONS["grpc.dns_min_time_between_resolutions_ms"] == 1000
+    assert CHANNEL_OPTIONS["grpc.min_reconnect_backoff_ms"] == 2000
+    assert CHANNEL_OPTIONS["grpc.max_reconnect_backoff_ms"] == 2000
 
 
 def test_a_proxy_of_the_environment_does_not_capture_this_machine(connect, monkeypatch):
     for name in ("http_proxy", "https_proxy", "grpc_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     assert labels(connect(FakeModel()).classify([picture(1)])) == ["dog"]
-
-
-def test_closing_gives_up_what_is_under_way(connect):
-    started, release = threading.Event(), threading.Event()
-
-    def before(request):
-        started.set()
-        release.wait(60)
-
-    client = connect(FakeModel(before))
-    stream = client.stream([picture(1)])
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        answer = pool.submit(next, stream)
-        started.wait()
-        client.close()
-        with pytest.raises((ClientError, grpc.FutureCancelledError)):
-            answer.result()
-        release.set()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import threading
 
 import pytest
 from fake_servers import FakeModel, RefusedError, grpc_server, picture
-from helpers import run_module, running
+from helpers import running
 
 from serving.client.__main__ import main
 
@@ -148,20 +148,10 @@ def test_each_failure_has_its_status_and_says_what_to_do(command, folder, flags,
     assert words in err
 
 
-def test_an_error_of_the_server_has_status_1(command, folder):
-    def before(request):
-        raise RefusedError("INTERNAL", "out of \x1b[31mpaper")
-
-    with grpc_server(FakeModel(before)) as target:
-        status, out, err = command("set/a.png", target=target)
-    assert (status, out) == (1, "")
-    assert r"INTERNAL: out of \x1b[31mpaper" in err
-
-
 def test_what_was_answered_before_the_server_failed_is_printed(command, folder):
     def before(request):
         if len(model.rows) > 1:
-            raise RefusedError("INTERNAL", "out of paper")
+            raise RefusedError("INTERNAL", "out of \x1b[31mpaper")
 
     model = FakeModel(before)
     with grpc_server(model) as target:
@@ -170,8 +160,10 @@ def test_what_was_answered_before_the_server_failed_is_printed(command, folder):
     assert status == 1
     answered, lost = json.loads(out)
     assert answered["label"] == "cat"
-    assert "out of paper" in lost["error"]
-    assert "set/b/1.PNG" in err
+    assert "out of \x1b[31mpaper" in lost["error"]
+    # A terminal would obey it.
+    assert r"set/b/1.PNG: no answer" in err
+    assert r"out of \x1b[31mpaper" in err
 
 
 def test_no_pictures_are_wrong_usage(command):
@@ -212,12 +204,6 @@ def test_a_process_takes_names_of_any_bytes_from_its_standard_input(target, fold
         [rb"\udcff.png", b"dog"],
     ]
     assert rb"error: missing\udcfe.png: cannot be read" in done.stderr
-
-
-def test_help_lists_the_statuses(tmp_path):
-    done = run_module("serving.client", "--help", cwd=tmp_path)
-    assert done.status == 0
-    assert "130  interrupted" in done.out
 
 
 def test_ctrl_c_ends_a_process_that_waits_for_the_server(folder):

@@ -35,7 +35,7 @@ def test_sends_so_many_requests(load):
     assert report["pictures_per_second"] == pytest.approx(2 * report["requests_per_second"])
     assert set(report["latency_ms"]) == {"p50", "p90", "p99", "mean", "max"}
     # One more shows beforehand that all is well.
-    assert model.rows == [2] * 21
+    assert model.rows == [1] + [2] * 20
     assert set(model.signatures) == {"gates_bytes"}
 
 
@@ -56,8 +56,8 @@ def test_what_cannot_be_measured_is_an_error(load):
 
     assert load(FakeModel(before))[0] == 5
     status, _, err = load(FakeModel(), pictures="missing.png")
-    assert status == 1
-    assert "cannot be read (No such file or directory)" in err
+    assert status == 3
+    assert "missing.png: cannot be read (No such file or directory)" in err
 
 
 def test_no_request_begins_after_the_duration(monkeypatch):
