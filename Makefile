@@ -31,7 +31,7 @@ setup: $(INSTALLED)
 
 # The interpreter is tried, not only looked for: a name on the PATH may be a stub, and Debian's
 # python3 comes without ensurepip unless python3-venv is installed.
-$(INSTALLED): requirements.lock setup.cfg setup.py pyproject.toml serving/wire.proto
+$(INSTALLED): requirements.lock setup.cfg pyproject.toml
 	@test -x $(PY) || { \
 	  for python in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
 	    if $$python -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
