@@ -7,7 +7,7 @@ import grpc
 import numpy as np
 import tensorflow as tf
 from absl import logging
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
@@ -183,9 +183,7 @@ def start_server(model: NewestVersion, address: str, port: int) -> tuple[grpc.Se
         PredictionService(model), server
     )
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(model), server)
-    servicer = health.HealthServicer()
-    servicer.set("", health_pb2.HealthCheckResponse.SERVING)
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
     try:
         port = server.add_insecure_port(f"{address}:{port}")
     except RuntimeError as error:
