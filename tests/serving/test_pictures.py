@@ -8,11 +8,11 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import tensorflow as tf
+from gaternet_tf.data.bmp import with_its_colors
 from helpers import palette_bmp
 from PIL import Image, ImageFile, ImageOps
 
 from gaternet_tf.data import Preprocessing
-from gaternet_tf.data.bmp import with_its_colors
 from gaternet_tf.data.preprocessing import decode_rgb
 from serving.client import PictureError, SettingsError
 from serving.picture_limit import pixels as pixels_on_the_server
