@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import matplotlib as mpl
 import pytest
 from matplotlib.figure import Figure as Canvas
-from planted_analysis import analysis_of, planted_gates
+from planted_analysis import planted_analysis
 
 from gaternet_tf.analysis.figures import (
     LONGEST_NAME,
@@ -48,7 +48,7 @@ def test_names_as_figures_show_them(name, shown):
     ids=["control characters", "letters that the font has not", "long"],
 )
 def test_no_name_of_a_class_spoils_a_figure(classes, tmp_path):
-    figures = figures_of(analysis_of(planted_gates(), classes=classes))
+    figures = figures_of(planted_analysis(classes=classes))
     for figure in figures:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -64,7 +64,7 @@ def test_no_name_of_a_class_spoils_a_figure(classes, tmp_path):
 def test_long_names_leave_room_for_the_picture():
     figures = {
         figure.name: figure
-        for figure in figures_of(analysis_of(planted_gates(), classes=("W" * 200, "b", "c")))
+        for figure in figures_of(planted_analysis(classes=("W" * 200, "b", "c")))
     }
     for name in ("t_sne", "gate_rate_by_class"):
         with mpl.rc_context(STYLE):
