@@ -1,4 +1,4 @@
-"""Figures with whatever classes may be called."""
+"""Figures with any names of classes."""
 
 import csv
 import warnings
@@ -26,7 +26,7 @@ from gaternet_tf.analysis.figures import (
         ("", ""),
         ("a\x01b\tc\nd", r"a\x01b\tc\nd"),
         ("a\u202eb", r"a\u202eb"),
-        # What a name of a directory that is no UTF-8 has.
+        # The name of a directory need not be UTF-8.
         ("caf\udce9", r"caf\udce9"),
         # The font has no such letter.
         ("\u732b", r"\u732b"),
@@ -39,13 +39,7 @@ def test_names_as_figures_show_them(name, shown):
 
 
 @pytest.mark.parametrize(
-    "classes",
-    [
-        ("a\x01b", "tab\there", "two\nlines"),
-        ("\u732b", "_background", "caf\udce9"),
-        ("W" * 200, "w" * 199 + "b", "$\\frac$"),
-    ],
-    ids=["control characters", "letters that the font has not", "long"],
+    "classes", [("a\x01b", "two\nlines", "caf\udce9"), ("\u732b", "_background", "$\\frac$")]
 )
 def test_no_name_of_a_class_spoils_a_figure(classes, tmp_path):
     figures = figures_of(planted_analysis(classes=classes))
