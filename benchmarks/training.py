@@ -98,7 +98,7 @@ def fitted(name, model, steps) -> Contender:
     """`fit` on the same batch, with everything that `fit` does around a step."""
     import tensorflow as tf
 
-    from gaternet_tf.data.sources import untuned
+    from gaternet_tf.data.dataset import untuned
     from train.recipe import with_targets
 
     batches = tf.data.Dataset.from_tensors(data()).repeat()
