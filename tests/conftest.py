@@ -3,13 +3,15 @@
 import fcntl
 import os
 import pathlib
+import runpy
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import pytest
 import tensorflow as tf
-from helpers import run_module, small_config
+from absl import app, flags
+from helpers import Finished, run_module, small_config
 
 # Before anything touches a device: two replicas need two devices.
 tf.config.set_logical_device_configuration(
@@ -33,6 +35,30 @@ def run_module_fixture(tmp_path):
 
     def call(module, *arguments, **options):
         return run_module(module, *arguments, **{"cwd": tmp_path, **options})
+
+    return call
+
+
+@pytest.fixture(name="call")
+def call_fixture(capsys, tmp_path, monkeypatch):
+    """`call(module, *arguments)` does what `run_module` does, in the test's own process."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(module, *arguments):
+        before = set(flags.FLAGS)
+        capsys.readouterr()
+        error = ""
+        try:
+            command = runpy.run_module(module, run_name=module)
+            status = command["main"](flags.FLAGS([module, *map(str, arguments)]))
+        except (flags.Error, app.UsageError) as usage_error:
+            status, error = 1, str(usage_error)
+        finally:
+            flags.FLAGS.unparse_flags()
+            for name in set(flags.FLAGS) - before:
+                delattr(flags.FLAGS, name)
+        out, err = capsys.readouterr()
+        return Finished(status, out, err + error)
 
     return call
 
