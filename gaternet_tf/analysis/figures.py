@@ -21,13 +21,13 @@ KINDS = {
     "input_dependent": ("input-dependent", "#E69F00", "//"),
     "always_off": ("always off", "#CCCCCC", ".."),
 }
-"""Name, colour (of Okabe and Ito's palette, which the colour-blind tell apart) and hatching."""
+"""Name, colour (of Okabe and Ito's palette for the colour-blind) and hatching."""
 CLASS_COLOURS = (
     *("#332288", "#E69F00", "#117733", "#CC6677", "#56B4E9"),
     *("#882255", "#44AA99", "#999933", "#AA4499", "#000000"),
 )
 CLASS_MARKERS = "os^Dv"
-"""Shape and colour together tell 50 classes apart."""
+"""With the colours, they distinguish 50 classes."""
 LEGEND_CLASSES = 20
 LONGEST_NAME = 24
 """Letters of a class name in a figure; tables hold it whole."""

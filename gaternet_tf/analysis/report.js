@@ -4,7 +4,7 @@
   const { columns, rows } = data.atlas;
   let chosen = -1, current = -1;
 
-  // Small pictures are places in one large one.
+  // Thumbnails are parts of one picture.
   function show(element, image) {
     const facts = data.images[image];
     const place = facts ? facts[3] : -1;
@@ -28,7 +28,7 @@
     show(element, element.dataset.image);
   }
 
-  // Tables sort by a heading.
+  // Pressing a heading sorts its table.
   for (const table of document.querySelectorAll("table.sortable")) {
     const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
     heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
@@ -41,7 +41,7 @@
     }));
   }
 
-  // A class is marked everywhere.
+  // Choosing a class marks it everywhere.
   function choose(number) {
     chosen = number;
     for (const button of document.querySelectorAll(".choose button")) {

@@ -52,7 +52,7 @@ def separate(
 
     Args:
       record: the gates.
-      on: int64 [gates], on how many images each gate is on.
+      on: int64 [gates], number of images that each gate is on for.
       perplexity: of t-SNE, about the number of neighbours that each image keeps.
       seed: of the sample, PCA, t-SNE and the shuffling.
     """
@@ -65,11 +65,13 @@ def separate(
         "perplexity": perplexity,
         "seed": seed,
     }
-    nowhere = np.zeros((0, 2), np.float32)
+    no_points = np.zeros((0, 2), np.float32)
     if not len(dependent):
         reason = {"absent": "no gate depends on the input, so all images have the same gates"}
         return Separation(
-            sample, nowhere, document | dict.fromkeys(("t_sne", "neighbours", "silhouette"), reason)
+            sample,
+            no_points,
+            document | dict.fromkeys(("t_sne", "neighbours", "silhouette"), reason),
         )
     vectors = np.empty((len(sample), len(dependent)), np.float32)
     for start in range(0, len(sample), 1000):
@@ -87,7 +89,7 @@ def separate(
             f"{max(2, perplexity):g} different gate vectors, and there are {len(distinct)}; choose "
             "a lower --perplexity or more images"
         }
-        return Separation(sample, nowhere, document)
+        return Separation(sample, no_points, document)
     places, document["t_sne"] = _embed(distinct, perplexity, seed)
     return Separation(sample, spread_out(places, which), document)
 

@@ -22,7 +22,7 @@ class Counts:
     """Counts over all images of a record.
 
     Attributes:
-      on: int64 [gates], on how many images each gate is on.
+      on: int64 [gates], number of images that each gate is on for.
       on_by_class: int32 [classes, gates], the same for the images of each class.
       images_by_class: int64 [classes].
       on_per_image: int64 [images], gates on.
@@ -102,7 +102,7 @@ def statistics_of(record: GateRecord, counts: Counts) -> dict:
 
 
 def kinds(on: np.ndarray, images: int) -> dict[str, int]:
-    """Counts the gates of each kind; `on` [gates] is on how many of `images` each gate is on."""
+    """Counts the gates of each kind, from the number of images that each is on for, [gates]."""
     dependent = (on > 0) & (on < images)
     rarely = dependent & (100 * on < images)
     mostly = dependent & (100 * on > 99 * images)
@@ -191,10 +191,10 @@ def mutual_information(
     """Computes the mutual information of each gate and membership in a class, in bits.
 
     Args:
-      on_in_class: on how many of the class' images each gate is on, [gates].
-      class_images: how many images the class has.
-      on: on how many of all images each gate is on, [gates].
-      images: how many images there are.
+      on_in_class: number of the class' images that each gate is on for, [gates].
+      class_images: number of the class' images.
+      on: number of all images that each gate is on for, [gates].
+      images: number of all images.
 
     Returns:
       float64 [gates].

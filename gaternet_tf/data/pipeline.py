@@ -151,15 +151,7 @@ def picture_batches(
 
 
 def some_pictures(dataset: Dataset, preprocessing: Preprocessing, split: str, mask: np.ndarray):
-    """Returns a `tf.data` of those pictures of a split whose entry in `mask` is true.
-
-    The others are not decoded.
-
-    Args:
-      dataset: the dataset.
-      preprocessing: size of the pictures.
-      split: name of the split.
-      mask: bool [images].
+    """Decodes those pictures of a split whose entry in `mask`, bool [images], is true.
 
     Returns:
       `tf.data` of uint8 [height, width, channels], in stored order.

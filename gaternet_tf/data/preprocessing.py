@@ -73,7 +73,7 @@ class Preprocessing:
     def decode(self, encoded):
         """Decodes a JPEG, PNG, BMP or a GIF's first frame (string scalar), and fits it."""
         # BMP knows no grey and "channels=1" means another formula in each format, so every
-        # picture is decoded to RGB, and `fit` makes it grey where the network wants grey.
+        # picture is decoded to RGB, and `fit` makes it grey for a network of grey pictures.
         return self.fit(decode_rgb(encoded))
 
     def to_dict(self) -> dict:

@@ -1,10 +1,12 @@
 """python -m gaternet_tf.analysis, and what it writes for a run, an export and another dataset."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
+from helpers import run_module
 
 from gaternet_tf import UserError
 from gaternet_tf.analysis.analyse import analyse, prepare_output
@@ -16,8 +18,6 @@ from gaternet_tf.data import evaluation_batches
 
 @pytest.fixture(scope="module")
 def analysis_dir(tmp_path_factory, trained, data_dir):
-    from helpers import run_module
-
     directory = tmp_path_factory.mktemp("analysis") / "test"
     done = run_module(
         "gaternet_tf.analysis",
@@ -107,13 +107,11 @@ def test_another_dataset_than_the_runs_is_named_first(trained, data_dir, tmp_pat
         (["--workdir=a", "--model_dir=b"], "one of .*got --workdir and --model_dir"),
         (["--model_dir=b"], "--model_dir needs --output_dir"),
         (["--workdir=a", "--dataset=cifar10"], "--dataset needs --output_dir"),
-        (["--workdir=nowhere"], "no directory 'nowhere'"),
+        (["--workdir=nowhere"], "nowhere"),
     ],
 )
-def test_wrong_usage_is_refused(run_module, flags, words):
-    import re
-
-    done = run_module("gaternet_tf.analysis", *flags)
+def test_wrong_usage_is_refused(tmp_path, flags, words):
+    done = run_module("gaternet_tf.analysis", *flags, cwd=tmp_path)
     done.assert_refused()
     assert re.search(words, done.out + done.err)
 
@@ -135,5 +133,5 @@ def test_networks_without_gates_are_refused(trained, tmp_path):
     (tmp_path / "plain" / "config.json").write_text(json.dumps(document))
     with pytest.raises(UserError, match=r"needs a network with gates.*--gater=resnet20"):
         network_of_run(tmp_path / "plain")
-    with pytest.raises(UserError, match=r"must be a version that export\.main wrote"):
+    with pytest.raises(UserError, match=re.escape(f"'{tmp_path}'")):
         network_of_export(tmp_path)

@@ -1,4 +1,4 @@
-"""One pass over real pictures, with a network whose gates are known for each of them."""
+"""Running over real pictures a network whose gates are known for each of them."""
 
 import dataclasses
 

@@ -27,9 +27,11 @@ def placements(image, result, pad, flip):
 def test_every_image_gets_its_own_crop_and_flip(pad, flip):
     results = Augmentation(pad, flip)(tf.constant(IMAGES), [7, 1]).numpy()
     assert results.dtype == np.uint8
-    found = [placements(*pair, pad, flip) for pair in zip(IMAGES, results, strict=True)]
-    assert all(len(places) == 1 for places in found)
-    rows, columns, flips = (np.array(values) for values in zip(*(p[0] for p in found), strict=True))
+    matches = [placements(*pair, pad, flip) for pair in zip(IMAGES, results, strict=True)]
+    assert all(len(places) == 1 for places in matches)
+    rows, columns, flips = (
+        np.array(values) for values in zip(*(p[0] for p in matches), strict=True)
+    )
     for offsets in (rows, columns):
         shares = np.bincount(offsets, minlength=2 * pad + 1) / len(IMAGES)
         assert np.abs(shares - 1 / (2 * pad + 1)).max() < 0.1

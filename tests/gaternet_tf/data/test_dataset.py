@@ -172,7 +172,7 @@ def test_a_lone_training_split_gives_a_fifth_to_the_test(oddly_split):
 def test_a_new_version_is_refused_where_the_test_is_drawn_from_it(oddly_split, monkeypatch):
     opened = oddly_split("train")
     monkeypatch.setattr(OddlySplit, "VERSION", tfds.core.Version("1.0.1"))
-    with pytest.raises(UserError, match=r"changed since \(version: 1\.0\.0 then, 1\.0\.1 now\)"):
+    with pytest.raises(UserError, match=r"changed.*1\.0\.0.*1\.0\.1"):
         dataset_with_classes(
             list(opened.labels),
             {"dataset": opened.name},

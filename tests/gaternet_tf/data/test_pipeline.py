@@ -51,12 +51,6 @@ def test_a_seed_repeats_the_run_and_another_does_not(two_epochs, digits):
     assert (two_epochs != epochs(digits, range(2), seed=1)).any()
 
 
-def test_a_resumed_run_sees_what_an_unbroken_one_would(digits):
-    crops = Augmentation(padding=1, flip=True)
-    unbroken = epochs(digits, range(3), augmentation=crops)
-    np.testing.assert_array_equal(unbroken[2:], epochs(digits, range(2, 3), augmentation=crops))
-
-
 def test_the_same_image_is_cropped_differently_in_each_epoch(two_epochs, digits):
     # The order depends on seed and epoch alone, so the crops can be lined up with the originals.
     cropped = epochs(digits, range(2), augmentation=Augmentation(padding=2))
@@ -113,14 +107,16 @@ def test_the_parts_of_several_machines_are_the_batches_of_one(digits, resized_cr
             np.testing.assert_array_equal(joined, whole[index])
 
 
-def test_a_part_of_an_epoch_goes_on_where_it_was_left(digits):
-    data = [
-        training_batches(digits, RAW, Augmentation(padding=1), 128, range(2, 4), 0, **start)
-        for start in ({}, {"first_step": 7})
-    ]
-    whole, rest = (np.stack([images for images, _ in batches]) for batches in data)
-    assert len(whole) == 2 * STEPS
-    np.testing.assert_array_equal(whole[7:], rest)
+def test_a_resumed_run_sees_what_an_unbroken_one_would(digits):
+    def images(epochs, **start):
+        crops = Augmentation(padding=1, flip=True)
+        data = training_batches(digits, RAW, crops, BATCH, epochs, 0, **start)
+        return np.stack([images for images, _ in data])
+
+    unbroken = images(range(4))
+    assert len(unbroken) == 4 * STEPS
+    resumed = images(range(2, 4), first_step=7)
+    np.testing.assert_array_equal(unbroken[2 * STEPS + 7 :], resumed)
 
 
 def test_no_pipeline_is_autotuned(digits):
