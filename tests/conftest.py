@@ -71,6 +71,14 @@ def call_fixture(capsys, tmp_path, monkeypatch):
     return call
 
 
+@pytest.fixture
+def eager():
+    """Compiles no step, which takes most of the time where there are few steps."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     """A TFDS directory with the digits prepared in it."""
