@@ -63,6 +63,14 @@ def call_fixture(capsys, tmp_path, monkeypatch):
     return call
 
 
+@pytest.fixture
+def eager():
+    """Compiles no step, which takes most of the time where there are few steps."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory, worker_id):
     """`made_once(name, make)`: a path that the first of the parallel test processes makes."""

@@ -110,9 +110,9 @@ def train(
 def prepare(
     config: TrainingConfig, workdir: str | os.PathLike, stack: contextlib.ExitStack
 ) -> Training:
-    """Checks directory and data, and builds the model; `stack` gives back what must be given back.
+    """Checks directory and data, and builds the model; nothing is written unless all fits.
 
-    Nothing is written unless all fits.
+    What must be undone at the end of the training is registered on `stack`.
     """
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -133,14 +133,13 @@ def prepare(
     dataset = open_training_data(config)
     steps = steps_of_epoch(config, dataset)
     preprocessing = choose_preprocessing(config, dataset)
-    stack.enter_context(run.locked())
-    write_or_compare_document(run, config, dataset, preprocessing, replicas)
-
     set_dtype_policy = keras.mixed_precision.set_dtype_policy
     stack.callback(set_dtype_policy, keras.mixed_precision.dtype_policy())
     set_dtype_policy(config.dtype_policy)
     with strategy.scope():
         model = build_and_compile(config, preprocessing.shape, len(dataset.labels), steps, replicas)
+    stack.enter_context(run.locked())
+    write_or_compare_document(run, config, dataset, preprocessing, replicas)
     selects = config.select == "best" and dataset.validation_images > 0
     best = BestWeights(model) if selects else None
     with strategy.scope():

@@ -3,15 +3,6 @@
 import re
 
 import pytest
-import tensorflow as tf
-
-
-@pytest.fixture
-def eager():
-    """Compiles no step, which takes most of the benchmark's time."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
 
 
 @pytest.mark.usefixtures("eager")

@@ -56,7 +56,8 @@ def test_a_checkpoint_becomes_a_run_with_the_same_answers_and_goes_back(
     path = save({"epoch": 160, **theirs.content(prefix)}, tmp_path / "it.pth")
     answers = theirs(pictures)
     run = checkpoint_to_run(path, tmp_path / "run", f"resnet{depth}")
-    assert_agree(predict(run, pictures), answers)
+    ours = predict(run, pictures)
+    assert_agree(ours, answers)
     assert run.labels[:2] == ["airplane", "automobile"]
     assert run.result["converted_from"]["file"] == "it.pth"
     assert run.result["gates"] == {20: 336, 56: 1008}[depth]
@@ -66,7 +67,7 @@ def test_a_checkpoint_becomes_a_run_with_the_same_answers_and_goes_back(
     back = torch.load(tmp_path / "back.pth", weights_only=True)
     other = GaterNet(depth, seed=2)
     other.load(back)
-    assert_agree(predict(run, pictures), other(pictures))
+    assert_agree(ours, other(pictures))
     for part, values in GaterNet(depth, seed=depth).content().items():
         kept = [key for key in values if not key.endswith("num_batches_tracked")]
         assert list(back[part]) == kept

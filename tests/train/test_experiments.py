@@ -63,6 +63,8 @@ def idx_files(directory):
     return f"idx:{directory}"
 
 
+@pytest.mark.usefixtures("eager")
+@pytest.mark.filterwarnings("ignore:Even though:UserWarning")
 def test_an_experiment_trains_in_its_smoke_variant(tmp_path):
     settings = find_experiment("fashion-resnet164-gated-open").smoke()
     settings |= {"dataset": idx_files(tmp_path / "files"), "data_dir": str(tmp_path / "data")}

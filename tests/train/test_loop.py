@@ -74,6 +74,8 @@ def test_tensorboard_has_the_parts_of_the_loss_and_the_gate_statistics(trained):
     assert sum(values[key] for key in keys[-3:]) == pytest.approx(1)
 
 
+@pytest.mark.usefixtures("eager")
+@pytest.mark.filterwarnings("ignore:Even though:UserWarning")
 def test_a_plain_network_in_bfloat16_trains_by_the_same_path(data_dir, tmp_path):
     config = small_config(
         data_dir,
