@@ -21,7 +21,7 @@ demo: $(INSTALLED)
 	$(PY) -m export.main --workdir=runs/demo --output_dir=models/gaternet --version=1
 	$(PY) -m serving.demo --model_base_path=models/gaternet runs/demo/pictures
 
-test: $(INSTALLED) .venv/torch .venv/browser
+test: $(INSTALLED)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
@@ -31,7 +31,7 @@ setup: $(INSTALLED)
 
 # The interpreter is tried, not only looked for: a name on the PATH may be a stub, and Debian's
 # python3 comes without ensurepip unless python3-venv is installed.
-$(INSTALLED): requirements.lock setup.cfg setup.py pyproject.toml serving/wire.proto
+$(INSTALLED): requirements.lock setup.cfg pyproject.toml
 	@test -x $(PY) || { \
 	  for python in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
 	    if $$python -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
@@ -48,29 +48,6 @@ $(INSTALLED): requirements.lock setup.cfg setup.py pyproject.toml serving/wire.p
 	@echo "installing the locked dependencies into .venv (once; about 2 GB, minutes)"
 	@$(PY) -m pip install --quiet --require-hashes -r requirements.lock
 	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
-	@touch $@
-
-# Only the tests of train.convert need PyTorch. It is pinned here and not in the lock file, because
-# what it brings along differs between its builds, with CUDA's libraries and without.
-TORCH := torch==2.13.0
-
-.venv/torch: $(INSTALLED)
-	@echo "installing $(TORCH) into .venv for the tests of train.convert (once)"
-	@$(PY) -m pip install --quiet $(TORCH)
-	@touch $@
-
-# The tests of the analysis' report open it in a browser; without one they are skipped. Where apt-get
-# may be used, as in CI, it is installed.
-.venv/browser: $(INSTALLED)
-	@if { command -v chromium || command -v chromium-browser || command -v google-chrome; } \
-	  >/dev/null; then :; \
-	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  echo "installing chromium for the tests of the analysis' report (once)"; \
-	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-	    apt-get install -qq -y --no-install-recommends chromium; } >/dev/null || \
-	    echo "make: chromium could not be installed, so the tests of the report are skipped" >&2; \
-	else echo "make: no chromium here, so the tests of the report are skipped" >&2; \
-	fi
 	@touch $@
 
 # Renews the lock file; needs a network.

@@ -1,8 +1,8 @@
-"""What training costs: gated against plain, precisions, fit's own overhead, the input pipeline.
+"""Training speed: gated against plain, precisions, the overhead of fit, the input pipeline.
 
     python -m benchmarks.training --backbone=resnet20
 
-All contenders of a table take turns in one run, so that what else the machine does hits them alike;
+All contenders of a table take turns in one run, so that other load of the machine slows them alike;
 compare ratios, not times. With PyTorch installed (pip install '.[torch]') the same network written
 in PyTorch takes part.
 """
@@ -14,21 +14,23 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from absl import app, flags, logging
+from absl import app, flags
+
+from train.command import run_command
 
 FLAGS = flags.FLAGS
 
 flags.DEFINE_string("backbone", "resnet20", "ResNet of basic units that is gated.")
 flags.DEFINE_string("gater", "resnet20", "ResNet that gates it.")
-flags.DEFINE_integer("batch_size", 128, "Images a step.", lower_bound=1)
-flags.DEFINE_integer("rounds", 5, "Turns that each contender takes; medians are printed.", 1)
-flags.DEFINE_integer("steps", 3, "Steps a turn.", lower_bound=1)
+flags.DEFINE_integer("batch_size", 128, "Images per step.", lower_bound=1)
+flags.DEFINE_integer("rounds", 5, "Turns of each contender; medians are printed.", 1)
+flags.DEFINE_integer("steps", 3, "Steps per turn.", lower_bound=1)
 SHAPE = (32, 32, 3)
 
 
 @dataclasses.dataclass
 class Contender:
-    """Something that is timed: `run` does one turn of `images` images."""
+    """Code to time: `run` does one turn of `images` images."""
 
     name: str
     run: Callable[[], None]
@@ -36,7 +38,7 @@ class Contender:
 
 
 def take_turns(contenders: list[Contender], rounds: int) -> dict[str, float]:
-    """Median seconds an image of each, after one turn that does not count."""
+    """Returns the median seconds per image of each, after one turn that does not count."""
     times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     for turn in range(rounds + 1):
         for contender in contenders:
@@ -48,14 +50,14 @@ def take_turns(contenders: list[Contender], rounds: int) -> dict[str, float]:
 
 
 def show(title: str, seconds: dict[str, float], base: str) -> None:
-    """Prints images a second, and the time against that of `base`."""
+    """Prints images per second, and the time divided by that of `base`."""
     print(f"\n{title}")
     for name, value in seconds.items():
         print(f"  {name:32} {1 / value:8.0f} images/s   {value / seconds[base]:5.2f}", flush=True)
 
 
 def build(backbone, gater, policy="float32", steps_per_execution=1):
-    """A compiled model."""
+    """Returns a compiled model."""
     import keras
 
     from gaternet_tf import build_gaternet
@@ -71,7 +73,7 @@ def build(backbone, gater, policy="float32", steps_per_execution=1):
 
 
 def data():
-    """One batch of noise, (images, labels)."""
+    """Returns one batch of noise, (images, labels)."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -80,7 +82,7 @@ def data():
 
 
 def bare_step(name, model) -> Contender:
-    """Keras' training step in a loop of ours."""
+    """Returns Keras' training step in a plain loop."""
     import tensorflow as tf
 
     images, labels = (tf.constant(array) for array in data())
@@ -95,10 +97,10 @@ def bare_step(name, model) -> Contender:
 
 
 def fitted(name, model, steps) -> Contender:
-    """`fit` on the same batch, with everything that `fit` does around a step."""
+    """Returns `fit` on the same batch, with everything that `fit` does around a step."""
     import tensorflow as tf
 
-    from gaternet_tf.data.sources import untuned
+    from gaternet_tf.data.dataset import untuned
     from train.recipe import with_targets
 
     batches = tf.data.Dataset.from_tensors(data()).repeat()
@@ -111,7 +113,7 @@ def fitted(name, model, steps) -> Contender:
 
 
 def input_pipeline() -> Contender:
-    """The training pipeline with CIFAR's augmentation, from memory, on 50,000 images."""
+    """Returns the training pipeline with CIFAR's augmentation, from memory, on 50,000 images."""
     import numpy as np
     import tensorflow as tf
 
@@ -121,17 +123,17 @@ def input_pipeline() -> Contender:
     images = np.random.default_rng(0).integers(0, 256, (50_000, *SHAPE)).astype(np.uint8)
 
     class InMemory:
-        """Stands for a cached `Dataset`."""
+        """A cached `Dataset`."""
 
         training_images = len(images)
         image_shape = SHAPE
 
         def training_files(self):
-            """(image, label) pairs."""
+            """Returns (image, label) pairs."""
             return tf.data.Dataset.from_tensor_slices((images, np.zeros(len(images), np.int64)))
 
         def decode(self, image, label):
-            """Decoded they are already."""
+            """Returns both as they are."""
             return image, label
 
     preprocessing = Preprocessing(*SHAPE, *(defaults_of("cifar10").statistics or ()))
@@ -150,7 +152,7 @@ def input_pipeline() -> Contender:
 
 
 def torch_step() -> Contender | None:
-    """The gated network in PyTorch, channels last, if PyTorch is there."""
+    """Returns the gated network in PyTorch, channels last, or None without PyTorch."""
     try:
         from benchmarks.torch_network import training_step
     except ImportError:
@@ -165,12 +167,13 @@ def torch_step() -> Contender | None:
 
 
 def main(argv):
-    """Prints the tables."""
-    if len(argv) > 1:
-        raise app.UsageError(f"benchmarks.training takes flags only, got '{argv[1]}'")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    """Runs the benchmark; returns the exit status."""
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # As train.main does.
-    logging.set_verbosity(logging.ERROR)
+    return run_command("benchmarks.training", argv, print_tables)
+
+
+def print_tables():
+    """Prints the tables."""
     backbone, gater, rounds = FLAGS.backbone, FLAGS.gater, FLAGS.rounds
     gated = build(backbone, gater)
     seconds = take_turns(

@@ -7,12 +7,22 @@ import sys
 
 from gaternet_tf.version import __version__
 
-# That is what Python says while it looks for the module of `python -m gaternet_tf.analysis`: a
-# command answers --help, and chooses what TensorFlow logs, before TensorFlow is imported.
+# `python -m gaternet_tf.analysis` imports this package while sys.argv is still ["-m", ...]. Leaving
+# TensorFlow out then lets the command answer --help, and choose what TensorFlow logs, before it.
 if sys.argv[:1] != ["-m"]:
-    from gaternet_tf import layers, losses, models
-    from gaternet_tf.errors import UserError
-    from gaternet_tf.models import GateMap, build_gaternet, gate_map
+    try:
+        from gaternet_tf import layers, losses, models
+        from gaternet_tf.errors import UserError
+        from gaternet_tf.models import GateMap, build_gaternet, gate_map
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package not in ("keras", "tensorflow"):
+            raise
+        raise ModuleNotFoundError(
+            f"gaternet_tf needs Keras on TensorFlow, and {package} is not installed; run "
+            "pip install '.[train]' in its checkout",
+            name=package,
+        ) from None
 
 __all__ = [
     "GateMap",

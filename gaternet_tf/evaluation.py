@@ -1,4 +1,4 @@
-"""Accuracy, loss and gate statistics of a model, as inference computes them."""
+"""Accuracy, loss and gate statistics of a model at inference."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from gaternet_tf.runs import open_run
 
 
 class Evaluator:
-    """Evaluates a model, with hard gates and without noise, as often as it is called.
+    """Evaluates a model with hard gates and without noise. It may be called many times.
 
     Args:
       model: a GaterNet model or a plain backbone; its weights may change between calls.
@@ -62,8 +62,6 @@ class Evaluator:
                 on = np.asarray(outputs["gates"]) > 0
                 on_per_image.append(on.sum(axis=1))
                 on_per_gate = on_per_gate + on.sum(axis=0) if on_per_gate.size else on.sum(axis=0)
-        if not images:
-            raise ValueError("evaluation needs at least one image, and the dataset gave none")
         result = {
             "accuracy": correct / images,
             "loss": loss / images,
@@ -92,7 +90,7 @@ class Evaluator:
         return result
 
     def _rates_by_stage(self, rates):
-        """Mean of the gates' rates in each stage."""
+        """Returns the mean of the gates' rates in each stage."""
         stages = np.repeat(
             [segment.stage for segment in self.segments],
             [segment.channels for segment in self.segments],
@@ -104,12 +102,12 @@ class Evaluator:
 
 
 def evaluate(model: keras.Model, batches) -> dict:
-    """What `Evaluator(model)` says of these batches."""
+    """Returns `Evaluator(model)(batches)`."""
     return Evaluator(model)(batches)
 
 
 def count_gates(model: keras.Model, batches) -> tuple[np.ndarray, int]:
-    """On how many images each gate is on, int64 [gates], and the number of images."""
+    """Returns for how many images each gate is on, int64 [gates], and the number of images."""
     on_for = np.zeros(len(gate_map(model)), np.int64)
     images = 0
     gates_of = tf.function(lambda batch: model(batch, training=False)["gates"] > 0)
@@ -123,7 +121,7 @@ def count_gates(model: keras.Model, batches) -> tuple[np.ndarray, int]:
 def gates_of_run(
     workdir: str | os.PathLike, data_dir: str | None = None, split: str | None = None
 ) -> tuple[keras.Model, np.ndarray, int]:
-    """A finished run's model, and what `count_gates` says of it on a split of its dataset.
+    """Returns a finished run's model, and its `count_gates` on a split of its dataset.
 
     Raises:
       UserError: for no finished run, or a dataset or a split that is not there.
@@ -147,8 +145,8 @@ def evaluate_run(
     """Evaluates a finished run on the test split of a dataset with the run's classes.
 
     Returns:
-      What `evaluate` does, with `dataset`, `version` and `split`. The run directory gets it as
-      `evaluation-DATASET-SPLIT.json`.
+      The numbers of `evaluate`, with `dataset`, `version` and `split`. They are written to the run
+      directory too, as `evaluation-DATASET-SPLIT.json`.
 
     Raises:
       UserError: for no finished run, or a dataset that is not there or has other classes.
@@ -182,8 +180,8 @@ def dataset_with_classes(
     Args:
       labels: the run's classes.
       config: its settings.
-      recorded: what it, or its export, recorded of its dataset.
-      dataset: another one, or None. The run's own name says that it is taken as it is now.
+      recorded: the description of its dataset in its config.json, or in its export.
+      dataset: another one, or None. If it is the run's own name, changes are accepted.
       data_dir: the TFDS directory; None for TFDS' own default.
       download: whether a set that is not on disk may be fetched.
 
@@ -204,7 +202,7 @@ def dataset_with_classes(
 
 
 def _require_unchanged(data, recorded):
-    """Where other images are the test, those that a run has trained on may be among them."""
+    """Raises `UserError` if the test may have images by now that the run has trained on."""
     now = data.describe()
     # A published test split stays what it is in another version; one of ours is drawn anew.
     keys = ["content", "version"] if now["test_held_out_of"] else ["content"]
@@ -219,13 +217,13 @@ def _require_unchanged(data, recorded):
 
 
 def some_labels(labels: Sequence[str]) -> str:
-    """The number of classes, and the names of the first four."""
+    """Returns the number of classes, and the names of the first four."""
     shown = ", ".join(labels[:4])
     return f"{len(labels)} ({shown}{', ...' if len(labels) > 4 else ''})"
 
 
 def describe(result: dict) -> str:
-    """Two lines for a person from what `evaluate` returned."""
+    """Returns two lines of text from the numbers of `evaluate`."""
     text = (
         f"test accuracy {result['accuracy']:.2%} ({round(result['accuracy'] * result['images'])} "
         f"of {result['images']}), test loss {result['loss']:.4f}"

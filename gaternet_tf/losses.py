@@ -11,15 +11,14 @@ class SparsityLoss(keras.losses.Loss):
     A loss on the `gates` output rather than a layer's `add_loss`, so that Keras scales it over
     replicas as it scales the task's loss. `y_true` is ignored; `y_pred` are gates [batch, c].
 
-    `scale`, a variable that is 1 unless somebody sets it, multiplies the weight: a warm-up raises
-    it from 0.
+    The variable `scale`, 1 at the start, multiplies the weight: a warm-up raises it from 0.
 
     Args:
       weight: the paper's lambda, 0 or more.
       **kwargs: those of `keras.losses.Loss`.
 
     Raises:
-      ValueError: for a negative weight, which would reward open gates without bound.
+      ValueError: for a negative weight, which would reward gates for being on without bound.
     """
 
     def __init__(self, weight, name="sparsity_loss", **kwargs):

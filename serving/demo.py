@@ -10,17 +10,18 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 
 from serving.client import ClientError, GaterNetClient, Prediction
-from serving.client_command import format_table, gates_on
+from serving.client.command_line import format_gates, format_table, print_error
 
 START_SECONDS = 120
 MODEL = "gaternet"
 
 
 @contextlib.contextmanager
-def local_server(model_base_path: str):
-    """Runs serving.server on a free port; gives host:port, and ends it with the block.
+def local_server(model_base_path: str) -> Iterator[str]:
+    """Runs serving.server on a free port; yields host:port, and stops it with the block.
 
     Raises:
       ClientError: when it does not start.
@@ -45,21 +46,21 @@ def local_server(model_base_path: str):
 
 
 def classify_labelled(target: str, pictures: list[pathlib.Path]) -> bool:
-    """Prints a table of pictures CLASS/NAME.png; returns whether all got an answer."""
+    """Prints a table of pictures CLASS/NAME.png; returns whether all were classified."""
     with GaterNetClient(target, MODEL) as client:
         answers = client.gates(pictures)
     rows = [["picture", "true class", "predicted class", "probability", "gates on"]]
     for picture, answer in zip(pictures, answers, strict=True):
         if isinstance(answer, Prediction):
-            cells = [str(answer.label), f"{answer.probability:.4f}", gates_on(answer)]
+            cells = [answer.label, f"{answer.probability:.4f}", format_gates(answer)]
         else:
             cells = [f"error: {answer}", "", ""]
         rows.append([str(picture), picture.parent.name, *cells])
-    print(format_table(rows))
+    print(format_table(rows), end="")
     return all(isinstance(answer, Prediction) for answer in answers)
 
 
-def main(arguments=None):
+def main(arguments=None) -> int:
     """Runs the demonstration; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m serving.demo", description=__doc__)
     parser.add_argument("--model_base_path", required=True, help="directory with versions below it")
@@ -70,11 +71,10 @@ def main(arguments=None):
         parser.error(f"there must be pictures CLASS/NAME.png in '{options.pictures}', found none")
     try:
         with local_server(options.model_base_path) as target:
-            answered = classify_labelled(target, pictures)
+            return 0 if classify_labelled(target, pictures) else 1
     except ClientError as error:
-        print(f"serving.demo: error: {error}", file=sys.stderr)
+        print_error("serving.demo", error)
         return 1
-    return 0 if answered else 1
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """What all tests share: two logical CPUs, one small trained run, its export, a running server."""
 
+import fcntl
 import os
-import signal
+import pathlib
+import runpy
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import pytest
 import tensorflow as tf
-from helpers import run_module, small_config
+from absl import app, flags
+from helpers import Finished, run_module, small_config
 
 # Before anything touches a device: two replicas need two devices.
 tf.config.set_logical_device_configuration(
@@ -16,22 +19,13 @@ tf.config.set_logical_device_configuration(
 )
 
 
-def pytest_configure():
-    """Ctrl-C is not ignored, as it is where a script started the tests with `&`.
-
-    What the tests start would ignore it too.
-    """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 @pytest.fixture(autouse=True)
-def nothing_left_for_the_whole_process():
-    """No test changes what those after it, in the same process, do."""
+def process_settings_unchanged():
+    """No test changes what the tests after it, in the same process, do."""
     yield
     assert keras.config.dtype_policy().name == "float32"
     with tf.Graph().as_default():
-        # Refused if operations are deterministic from here on, as this one has no seed.
+        # Raises if operations are deterministic from here on, as this one has no seed.
         tf.random.uniform([])
 
 
@@ -45,14 +39,55 @@ def run_module_fixture(tmp_path):
     return call
 
 
+@pytest.fixture(name="call")
+def call_fixture(capsys, tmp_path, monkeypatch):
+    """`call(module, *arguments)` does what `run_module` does, in the test's own process."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(module, *arguments):
+        before = set(flags.FLAGS)
+        capsys.readouterr()
+        error = ""
+        try:
+            command = runpy.run_module(module, run_name=module)
+            status = command["main"](flags.FLAGS([module, *map(str, arguments)]))
+        except (flags.Error, app.UsageError) as usage_error:
+            status, error = 1, str(usage_error)
+        finally:
+            flags.FLAGS.unparse_flags()
+            for name in set(flags.FLAGS) - before:
+                delattr(flags.FLAGS, name)
+        out, err = capsys.readouterr()
+        return Finished(status, out, err + error)
+
+    return call
+
+
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
+def made_once(tmp_path_factory, worker_id):
+    """`made_once(name, make)`: a path that the first of the parallel test processes makes."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base if worker_id == "master" else base.parent) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def get(name, make) -> pathlib.Path:
+        path, done = shared / name, shared / f"{name}.done"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                make(path)
+                done.touch()
+        return path
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def data_dir(made_once):
     """A TFDS directory with the digits prepared in it."""
     from gaternet_tf.data import open_dataset
 
-    directory = tmp_path_factory.mktemp("data")
-    open_dataset("digits", str(directory))
-    return str(directory)
+    return str(made_once("data", lambda path: open_dataset("digits", str(path))))
 
 
 @pytest.fixture(scope="session")
@@ -64,34 +99,32 @@ def digits(data_dir):
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory, data_dir):
-    """A small GaterNet trained on the digits for three epochs."""
+def trained(made_once, data_dir):
+    """A small GaterNet trained on the digits for three epochs; tests only read it."""
     from gaternet_tf.runs import open_run
     from train.loop import train
 
-    workdir = tmp_path_factory.mktemp("runs") / "small"
-    train(small_config(data_dir, epochs=3), workdir)
-    return open_run(workdir)
+    return open_run(
+        made_once("trained", lambda path: train(small_config(data_dir, epochs=3), path))
+    )
+
+
+def _export(path, run, optimize):
+    from export.exporting import ExportConfig, export_run
+
+    export_run(ExportConfig(run.path, path / "gaternet", optimize=optimize))
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory, trained):
-    """The model directory of `trained` with its version 1."""
-    from export.exporting import ExportConfig, export_run
-
-    output_dir = tmp_path_factory.mktemp("models") / "gaternet"
-    export_run(ExportConfig(trained.path, output_dir))
-    return output_dir
+def exported(made_once, trained):
+    """The model directory of `trained` with its version 1; tests only read it."""
+    return made_once("exported", lambda path: _export(path, trained, "fold")) / "gaternet"
 
 
 @pytest.fixture(scope="session")
-def exported_as_trained(tmp_path_factory, trained):
-    """The same, not folded: with variables."""
-    from export.exporting import ExportConfig, export_run
-
-    output_dir = tmp_path_factory.mktemp("models") / "gaternet"
-    export_run(ExportConfig(trained.path, output_dir, optimize="none"))
-    return output_dir
+def exported_as_trained(made_once, trained):
+    """The same with `--optimize=none`, so with variables."""
+    return made_once("as_trained", lambda path: _export(path, trained, "none")) / "gaternet"
 
 
 @pytest.fixture(scope="session")

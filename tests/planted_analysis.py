@@ -1,37 +1,67 @@
-"""An analysis of planted gates: 80 images of three classes, two stages of three units."""
+"""Gate matrices whose numbers are known, and a whole analysis of one."""
+
+import functools
 
 import numpy as np
-from planted_gates import record_of
 
 from gaternet_tf.analysis.files import Analysis
+from gaternet_tf.analysis.record import GateRecord, pack
 from gaternet_tf.analysis.separation import separate
 from gaternet_tf.analysis.statistics import count, statistics_of
 from gaternet_tf.models.gate_map import GateMap, GateSegment
 
-IMAGES = 80
+TWO_UNITS = GateMap([GateSegment(1, 1, 2, 4), GateSegment(2, 1, 2, 3)])
+SIX_UNITS = GateMap([GateSegment(stage, unit, 2, 4) for stage in (1, 2) for unit in (1, 2, 3)])
 CLASSES = ("cat", "dog & $\\frac$ <b>", "</script><script>alert(1)</script>")
-GATES = GateMap([GateSegment(stage, unit, 2, 4) for stage in (1, 2) for unit in (1, 2, 3)])
+IMAGES = 80
 
 
-def changed():
-    row = {"change": "mirrored", "images": IMAGES, "gates": 0.9, "input_dependent": 0.8}
-    return {"flip": {**row, "images_unchanged": 0.1, "predictions": 0.95}}
+def record_of(gates, labels=None, predictions=None, gate_map=TWO_UNITS, classes=("cat", "dog")):
+    """A record of these gates, each of 10 MACs; of one class and rightly predicted by default."""
+    gates = np.asarray(gates, bool)
+    labels = np.zeros(len(gates), np.int32) if labels is None else np.asarray(labels, np.int32)
+    return GateRecord(
+        packed=pack(gates),
+        labels=labels,
+        predictions=labels if predictions is None else np.asarray(predictions, np.int32),
+        confidences=np.ones(len(gates), np.float32),
+        gate_map=gate_map,
+        classes=list(classes),
+        macs=1000,
+        gate_macs=np.full(len(gate_map), 10),
+    )
 
 
-def analysis_of(gates, perplexity=10.0, macs=1000, classes=CLASSES, **source):
+def planted_gates():
+    """Gates of 80 images: unit 1 of stage 1 never runs, the last unit knows the first class."""
+    gates = np.random.default_rng(1).random((IMAGES, 24)) < 0.5
+    gates[:, :4] = False
+    gates[:, 20:] = (np.arange(IMAGES) % 3 == 0)[:, None]
+    return gates
+
+
+@functools.cache
+def planted_separation():
+    """The separation of the planted gates, which takes seconds."""
+    gates = planted_gates()
+    record = record_of(gates, np.arange(IMAGES) % 3, gate_map=SIX_UNITS, classes=CLASSES)
+    return separate(record, gates.sum(axis=0), perplexity=10.0)
+
+
+def planted_analysis(gates=None, classes=CLASSES, **source):
     """An analysis as the command makes it, without a network; `source` changes parts of that."""
     rng = np.random.default_rng(0)
-    labels = np.arange(len(gates)) % 3
-    predictions = np.where(rng.random(len(gates)) < 0.8, labels, 0)
-    costs = {} if macs is None else {"macs": macs, "gate_macs": np.full(24, 20)}
-    record = record_of(gates, labels, predictions, GATES, classes, **costs)
+    planted = planted_gates() if gates is None else gates
+    labels = np.arange(len(planted)) % 3
+    predictions = np.where(rng.random(len(planted)) < 0.8, labels, 0)
+    record = record_of(planted, labels, predictions, SIX_UNITS, classes)
     counts = count(record)
     document = statistics_of(record, counts)
-    separation = separate(record, counts.on, perplexity)
+    separation = planted_separation() if gates is None else separate(record, counts.on)
     for rows in document["characteristic"]:
         for row in rows:
             row["images_on"], row["images_off"] = [0, 5], [7]
-    shown = np.arange(len(gates))
+    changed = {"change": "mirrored", "images": IMAGES, "gates": 0.9, "input_dependent": 0.8}
     return Analysis(
         record,
         {
@@ -48,21 +78,12 @@ def analysis_of(gates, perplexity=10.0, macs=1000, classes=CLASSES, **source):
             "dataset": {"name": "planted", "version": "1.0.0", "split": "test"},
             **document,
             "separation": separation.document,
-            "changed_pictures": changed(),
+            "changed_pictures": {"flip": {**changed, "images_unchanged": 0.1, "predictions": 0.95}},
             "strength": "the pre-activation of the gate",
-            "gate_map": GATES.to_rows(),
+            "gate_map": SIX_UNITS.to_rows(),
         },
         separation.sample,
         separation.points,
-        shown,
-        rng.integers(0, 256, (len(gates), 8, 8, 3)).astype(np.uint8),
+        np.arange(len(planted)),
+        rng.integers(0, 256, (len(planted), 8, 8, 3)).astype(np.uint8),
     )
-
-
-def planted_gates():
-    rng = np.random.default_rng(1)
-    gates = rng.random((IMAGES, 24)) < 0.5
-    # Unit 1 of stage 1 never runs, and the last unit knows the first class.
-    gates[:, :4] = False
-    gates[:, 20:] = (np.arange(IMAGES) % 3 == 0)[:, None]
-    return gates

@@ -1,122 +1,69 @@
-"""Small SavedModels made in a second, for tests of the server that need no trained network.
-
-`serving_default` answers x * 2 + version, so that an answer tells which version gave it. `wait`
-answers when a file exists, so that a test decides how long a request takes.
-"""
+"""Small SavedModels made in a second, for tests of the server that need no trained network."""
 
 import functools
 import pathlib
 import tempfile
 
 import tensorflow as tf
-from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
-
-CLASSIFY = "tensorflow/serving/classify"
 
 
 class Toy(tf.Module):
-    """The signatures; all but `scalar` keep the rows of their input."""
+    """`serving_default` answers x + version, so that an answer says which version gave it."""
 
     def __init__(self, version: int):
         super().__init__()
-        self.version = version
+        self.version = tf.Variable(float(version))
 
-    @tf.function(input_signature=[tf.TensorSpec([None, None], tf.float32, name="x")])
-    def double(self, x):
-        return {"y": x * 2 + tf.cast(self.version, tf.float32)}
+    @tf.function(input_signature=[tf.TensorSpec([None, 2], tf.float32, name="x")])
+    def add(self, x):
+        return {"y": x + self.version, "rows": tf.shape(x)[:1]}
 
-    @tf.function(
-        input_signature=[
-            tf.TensorSpec([None, 2], tf.float32, name="x"),
-            tf.TensorSpec([None], tf.string, name="tag"),
-        ]
-    )
-    def tagged(self, x, tag):
-        return {"tag": tag, "tag_bytes": tag, "total": tf.reduce_sum(x, -1)}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="path")])
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string, name="path")])
     def wait(self, path):
-        def nothing(count):
-            return tf.strings.substr(tf.as_string(count), 0, 0)
+        """Writes the file PATH.begun, and answers when the file PATH exists."""
 
-        # All hangs on the count, or the graph's optimiser would take the loop away.
         def absent(count):
-            return tf.equal(tf.size(tf.io.matching_files(path + nothing(count))), 0)
+            # Depends on the count, or the graph's optimizer would take it out of the loop.
+            pattern = path + tf.strings.substr(tf.as_string(count), 0, 0)
+            return tf.equal(tf.size(tf.io.matching_files(pattern)), 0)
 
-        (count,) = tf.while_loop(absent, lambda count: (count + 1,), (tf.constant(0),))
-        return {"path": path + nothing(count)}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
-    def scalar(self, x):
-        return {"s": tf.reduce_sum(x)}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
-    def half(self, x):
-        return {"h": tf.cast(x, tf.float16)}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")])
-    def image_bytes(self, image_bytes):
-        def pixels(picture):
-            return tf.size(tf.io.decode_image(picture, channels=3, expand_animations=False))
-
-        return {"size": tf.map_fn(pixels, image_bytes, fn_output_signature=tf.int32)}
-
-    @tf.function(input_signature=[tf.TensorSpec([None, None], tf.uint8, name="gates")])
-    def gates(self, gates):
-        return {"gates": gates}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.int64, name="n")])
-    def whole(self, n):
-        return {"n": n, "even": tf.equal(n % 2, 0)}
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="inputs")])
-    def classify(self, inputs):
-        spec = {"v": tf.io.FixedLenFeature([2], tf.float32)}
-        scores = tf.io.parse_example(inputs, spec)["v"]
-        classes = tf.tile([["left", "right"]], [tf.shape(inputs)[0], 1])
-        return {"classes": classes, "scores": scores}
+        with tf.control_dependencies([tf.io.write_file(path + ".begun", "")]):
+            begun = tf.constant(0)
+        (count,) = tf.while_loop(absent, lambda count: (count + 1,), (begun,))
+        return {"rounds": count}
 
 
 @functools.cache
 def _files(version: int) -> dict[str, bytes]:
-    """What a version consists of, by path; made once, as that is the slow part."""
+    """Returns the files of a version by relative path; made once, since that is the slow part."""
     toy = Toy(version)
-    names = ("tagged", "wait", "scalar", "half", "image_bytes", "gates", "whole", "classify")
-    signatures = {"serving_default": toy.double} | {name: getattr(toy, name) for name in names}
     with tempfile.TemporaryDirectory() as scratch:
+        signatures = {"serving_default": toy.add, "wait": toy.wait}
         tf.saved_model.save(toy, scratch, signatures=signatures)
         root = pathlib.Path(scratch)
-        path = root / "saved_model.pb"
-        saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
-        saved.meta_graphs[0].signature_def["classify"].method_name = CLASSIFY
-        path.write_bytes(saved.SerializeToString())
         return {
-            str(file.relative_to(root)): file.read_bytes()
-            for file in root.rglob("*")
-            if file.is_file()
+            str(path.relative_to(root)): path.read_bytes()
+            for path in root.rglob("*")
+            if path.is_file()
         }
 
 
-def write_toy(directory: pathlib.Path, version: int = 1, warm_up=(), broken=False) -> pathlib.Path:
-    """Writes a version beside and renames it into place; returns its directory.
+def write_toy(base_path: pathlib.Path, version: int = 1, warm_up=()) -> pathlib.Path:
+    """Publishes a version as an export does, written beside and renamed; returns its directory.
 
     Args:
-      directory: the model's, made if need be.
-      version: its number.
-      warm_up: PredictionLogs, for the version's warm-up file.
-      broken: whether its graph is no graph, so that it cannot be loaded.
+      base_path: the model's directory, made if need be.
+      version: the version's number.
+      warm_up: PredictionLogs for the version's warm-up file.
     """
-    scratch = directory / f"tmp-{version}"
+    scratch = base_path / f"tmp-{version}"
     for name, content in _files(version).items():
         (scratch / name).parent.mkdir(parents=True, exist_ok=True)
         (scratch / name).write_bytes(content)
-    (scratch / "variables").mkdir(exist_ok=True)
-    if broken:
-        (scratch / "saved_model.pb").write_bytes(b"broken")
     if warm_up:
         write_warm_up(scratch, warm_up)
-    return scratch.rename(directory / str(version))
+    return scratch.rename(base_path / str(version))
 
 
 def write_warm_up(version_dir: pathlib.Path, logs) -> None:
@@ -128,14 +75,14 @@ def write_warm_up(version_dir: pathlib.Path, logs) -> None:
             writer.write(log.SerializeToString())
 
 
-def predict_request(inputs, output_filter=(), model="toy", version=None, label="", signature=""):
-    """A PredictRequest of arrays or TensorProtos."""
+def predict_request(inputs, output_filter=(), model="toy", signature="", version=None, label=None):
+    """Returns a PredictRequest of arrays or TensorProtos."""
     request = predict_pb2.PredictRequest(output_filter=output_filter)
     request.model_spec.name = model
     request.model_spec.signature_name = signature
     if version is not None:
         request.model_spec.version.value = version
-    if label:
+    if label is not None:
         request.model_spec.version_label = label
     for name, value in inputs.items():
         proto = value if hasattr(value, "tensor_shape") else tf.make_tensor_proto(value)
@@ -144,7 +91,7 @@ def predict_request(inputs, output_filter=(), model="toy", version=None, label="
 
 
 def warm_up_log(inputs, signature=""):
-    """A PredictionLog of a PredictRequest."""
+    """Returns a PredictionLog of a PredictRequest."""
     log = prediction_log_pb2.PredictionLog()
     log.predict_log.request.CopyFrom(predict_request(inputs, signature=signature))
     return log

@@ -1,12 +1,10 @@
 """The state dictionaries of the authors' released PyTorch code, to and from a Keras model.
 
-Only names, layouts and numbers; reading and writing the files is `train.torch_files`' work.
+Only names, layouts and numbers; `train.conversion` reads and writes the files.
 """
 
-import collections
 import dataclasses
 import math
-import re
 from collections.abc import Iterator, Mapping
 
 import keras
@@ -39,7 +37,8 @@ DENSE = {
     "gater_fc2": (GATER, "fnn.fc.0"),
 }
 COUNTER = ".num_batches_tracked"
-LISTED = 20
+LISTED = 5
+"""Names of tensors that an error lists of each kind."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Tensor:
         return tuple(self.variable.shape[axis] for axis in self.axes)
 
     def read(self) -> np.ndarray:
-        """The variable's values, float32, in the authors' layout."""
+        """Returns the variable's values, float32, in the authors' layout."""
         values = np.asarray(self.variable, np.float32) + np.float32(self.shift)
         return np.ascontiguousarray(values.transpose(self.axes))
 
@@ -69,7 +68,7 @@ class Tensor:
 
 
 def tensors(model: keras.Model) -> Iterator[Tensor]:
-    """The variables of a GaterNet with the authors' names, in network order.
+    """Yields the variables of a GaterNet with the authors' names, in network order.
 
     Raises:
       UserError: for a network that the authors' code cannot hold.
@@ -93,23 +92,23 @@ def check_representable(model: keras.Model) -> None:
     """Raises `UserError` unless the authors' code has a place for everything in `model`."""
     names = {layer.name for layer in model.layers}
     if "gates" not in names:
-        problem = "this one has no gater (--gater=none)"
+        problem = "has no gater (--gater=none)"
     elif "gater_fc1_normalization" in names:
-        problem = "this one's has batch normalisation (train with --nohead_batch_norm)"
+        problem = "has a gater head with batch normalisation (train with --nohead_batch_norm)"
     elif "stage1_unit1_conv3" in names or "gater_stage1_unit1_conv3" in names:
-        problem = "this one has bottleneck units of three convolutions"
+        problem = "has bottleneck units of three convolutions"
     elif model.get_layer("gate_split").segments[0]["convolution"] != 2:
-        problem = "this one gates every convolution (--gated_convs=all)"
+        problem = "gates every convolution (--gated_convs=all)"
     else:
         return
     raise UserError(
-        "the authors' code knows ResNets of basic units, gated on the last convolution of each, "
-        f"with a gater whose head has no batch normalisation; {problem}"
+        "the authors' code has ResNets of basic units, gated on the last convolution of each, "
+        f"with a gater whose head has no batch normalisation, and this network {problem}"
     )
 
 
 def state_dicts(model: keras.Model) -> dict[str, dict[str, np.ndarray]]:
-    """The two state dictionaries of a model, float32 arrays in the authors' order of names."""
+    """Returns the two state dictionaries of a model, float32 arrays in the authors' order."""
     parts: dict[str, dict[str, np.ndarray]] = {BACKBONE: {}, GATER: {}}
     for tensor in tensors(model):
         parts[tensor.part][tensor.key] = tensor.read()
@@ -119,48 +118,41 @@ def state_dicts(model: keras.Model) -> dict[str, dict[str, np.ndarray]]:
 def load_state_dicts(model: keras.Model, parts: StateDicts) -> None:
     """Sets every variable of `model` from the authors' state dictionaries.
 
-    Keys may begin with `module.`, and batch normalisations may have a `num_batches_tracked`.
+    Keys may begin with `module.`, as `DataParallel` writes them, and batch normalisations may have
+    a `num_batches_tracked`.
 
     Raises:
-      UserError: unless every key is used exactly once, every shape fits and every number is
-        finite; `model` is then unchanged.
+      UserError: unless the keys are those of the network and every shape fits; `model` is then
+        unchanged.
     """
     wanted = {(tensor.part, tensor.key): tensor for tensor in tensors(model)}
-    given, twice = _without_prefix(parts)
-    counters = {
-        (part, key.removesuffix(".running_mean") + COUNTER)
-        for part, key in wanted
-        if key.endswith(".running_mean")
+    given = {
+        (part, key.removeprefix("module.")): value
+        for part, values in parts.items()
+        for key, value in values.items()
+        if not key.endswith(COUNTER)
     }
     problems = {
         "missing": [_label(place) for place in wanted if place not in given],
-        "unexpected": [
-            _label(place) for place in given if place not in wanted and place not in counters
-        ],
-        "there twice, with and without 'module.'": [_label(place) for place in twice],
+        "unexpected": [_label(place) for place in given if place not in wanted],
         "of another shape": [
             f"{_label(place)} ({list(given[place].shape)}, must be {list(tensor.shape)})"
             for place, tensor in wanted.items()
             if place in given and given[place].shape != tensor.shape
         ],
-        "not finite": [
-            _label(place)
-            for place in wanted
-            if place in given and not np.isfinite(given[place]).all()
-        ],
     }
     if any(problems.values()):
+        listed = "; ".join(_listed(kind, places) for kind, places in problems.items() if places)
         raise UserError(
             "a checkpoint must have every tensor of its network and no other, and this one has "
-            + "; ".join(_listed(kind, places) for kind, places in problems.items() if places)
-            + _hint(given, wanted)
+            f"{listed}; --backbone and --gater must be those of the checkpoint"
         )
     for place, tensor in wanted.items():
         tensor.assign(given[place])
 
 
 def _places(layer_name):
-    """(part, key of the convolution, key of its normalisation) of one of our layers."""
+    """Returns (part, key of the convolution, key of its normalisation) of one of our layers."""
     part, prefix, name = BACKBONE, "", layer_name
     if name.startswith("gater_"):
         part, prefix, name = GATER, "resnet.", name.removeprefix("gater_")
@@ -173,18 +165,6 @@ def _places(layer_name):
     return part, f"{block}.{last}", f"{block}.{last.replace('conv', 'bn')}"
 
 
-def _without_prefix(parts):
-    """({(part, key): values}, [places that came twice]). DataParallel prefixes keys `module.`."""
-    given, twice = {}, []
-    for part, values in parts.items():
-        for key, value in values.items():
-            place = part, key.removeprefix("module.")
-            if place in given:
-                twice.append(place)
-            given[place] = value
-    return given, twice
-
-
 def _label(place):
     part, key = place
     return f"{part.removesuffix('_state_dict')} {key}"
@@ -194,23 +174,3 @@ def _listed(kind, places):
     shown = ", ".join(places[:LISTED])
     more = f" and {len(places) - LISTED} more" if len(places) > LISTED else ""
     return f"{len(places)} {kind}: {shown}{more}"
-
-
-def _hint(given, wanted):
-    """The depth that the file's keys speak of, where it is not the depth that was asked for."""
-
-    def units(places):
-        found: collections.Counter[str] = collections.Counter()
-        for part, key in places:
-            if match := re.search(r"stage1\.block(\d+)\.conv1\.weight$", key):
-                found[part] = max(found[part], int(match[1]))
-        return found
-
-    theirs, ours = units(given), units(wanted)
-    flags = {BACKBONE: "--backbone", GATER: "--gater"}
-    hints = [
-        f"{flag}=resnet{6 * theirs[part] + 2}"
-        for part, flag in flags.items()
-        if theirs[part] and theirs[part] != ours[part]
-    ]
-    return f". Its keys are those of {' '.join(hints)}" if hints else ""

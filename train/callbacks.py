@@ -1,10 +1,8 @@
-"""What happens beside the training steps: names, log lines, checkpoints, the alarm."""
+"""What happens beside the training steps: names, log lines, validation, checkpoints."""
 
 import math
 import pathlib
-import re
 import time
-from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -27,10 +25,10 @@ PRINTED = (
 
 
 class ReadableNames(keras.callbacks.Callback):
-    """Gives the logs our names, for every callback after this one, the progress bar included.
+    """Renames the logs, for every callback after this one and the progress bar.
 
-    Keras prefixes metrics with the output's name in a model of two outputs and leaves the prefix
-    away in a model of one.
+    Keras prefixes metrics with the output's name in a model of two outputs and not in a model of
+    one.
     """
 
     def on_train_batch_end(self, batch, logs=None):
@@ -47,10 +45,10 @@ class ReadableNames(keras.callbacks.Callback):
 
 
 class StopOnNonFinite(keras.callbacks.Callback):
-    """Ends a run that has diverged, before its weights are saved over good ones.
+    """Stops a run that has diverged, before its weights are saved over good ones.
 
-    The loss is looked at after every step, the weights, which can be lost behind a finite loss,
-    after every epoch.
+    The loss is checked after every step, the weights, which can be NaN behind a finite loss, after
+    every epoch.
     """
 
     def on_train_batch_end(self, batch, logs=None):
@@ -63,10 +61,10 @@ class StopOnNonFinite(keras.callbacks.Callback):
             if not np.isfinite(values).all():
                 self._stop(variable.path, values[~np.isfinite(values)][0])
 
-    def _stop(self, what, value):
+    def _stop(self, name, value):
         step = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
         raise UserError(
-            f"{what} must stay finite, and was {value} at step {step}; lower --learning_rate. The "
+            f"{name} must stay finite, and was {value} at step {step}; lower --learning_rate. The "
             "last checkpoint is from before and is kept."
         )
 
@@ -74,7 +72,7 @@ class StopOnNonFinite(keras.callbacks.Callback):
 class SparsityWarmUp(keras.callbacks.Callback):
     """Raises the weight of a `SparsityLoss` linearly over the first `steps` steps of a run.
 
-    With `steps_per_execution` it stays the same for so many steps.
+    With `steps_per_execution` it changes once per execution.
     """
 
     def __init__(self, loss, steps: int):
@@ -90,20 +88,30 @@ class SparsityWarmUp(keras.callbacks.Callback):
 
 
 class Validation(keras.callbacks.Callback):
-    """Evaluates the held-out images after each epoch, and warns of gates that have collapsed.
+    """Evaluates images after each epoch, and warns of gates that have collapsed.
 
-    Its numbers join the epoch's logs as `val_...`, for every callback after this one. `fit`'s own
-    validation stops on two replicas at a last batch that does not split evenly.
+    The numbers of held-out images join the epoch's logs as `val_...`, for every callback after
+    this one. (`fit`'s own validation fails on two replicas at a last batch that does not split
+    evenly.) Without held-out images, a few training images show whether the gates have collapsed.
+
+    Args:
+      evaluator: a `gaternet_tf.evaluation.Evaluator`.
+      batches: what it evaluates.
+      held_out: whether these images are not trained on.
     """
 
-    def __init__(self, evaluator, batches):
+    def __init__(self, evaluator, batches, held_out: bool = True):
         super().__init__()
         self.evaluator = evaluator
         self.batches = batches
+        self.held_out = held_out
 
     def on_epoch_end(self, epoch, logs=None):
         result = self.evaluator(self.batches)
-        warn_of_collapse(result, "validation")
+        if problem := collapse(result, "validation" if self.held_out else "training"):
+            print(f"warning: {problem}", flush=True)
+        if not self.held_out:
+            return
         for key, value in result.items():
             if key not in ("images", "gates", "macs"):
                 logs[f"val_{key}"] = value
@@ -111,27 +119,8 @@ class Validation(keras.callbacks.Callback):
             logs[f"val_share_{kind}"] = result[f"gates_{kind}"] / result["gates"]
 
 
-class CollapseAlarm(keras.callbacks.Callback):
-    """Warns of collapsed gates after each epoch of a run that holds no images out."""
-
-    def __init__(self, evaluator, batches):
-        """Args: `batches` of a few training images, as they are."""
-        super().__init__()
-        self.evaluator = evaluator
-        self.batches = batches
-
-    def on_epoch_end(self, epoch, logs=None):
-        warn_of_collapse(self.evaluator(self.batches), "training")
-
-
-def warn_of_collapse(result: dict, images: str) -> None:
-    """Prints what `collapse` says of the numbers of an evaluation, if anything."""
-    if problem := collapse(result, images):
-        print(f"warning: {problem}", flush=True)
-
-
 def collapse(result: dict, images: str = "validation") -> str | None:
-    """What is wrong with gates that no longer choose, from the numbers of an evaluation."""
+    """Returns a warning if an evaluation's numbers show the same gates for every image."""
     gates = result.get("gates")
     if not gates:
         return None
@@ -149,8 +138,8 @@ def collapse(result: dict, images: str = "validation") -> str | None:
 class BestWeights(keras.callbacks.Callback):
     """Keeps the weights of the epoch with the best validation accuracy, of equals the latest.
 
-    They travel in the checkpoints, so that a resumed run knows the best epoch before it. To be
-    made outside a strategy's scope: one copy is enough.
+    Its variables are saved in the checkpoints, so that a resumed run knows the best epoch before
+    it. To be made outside a strategy's scope: one copy is enough.
     """
 
     def __init__(self, model: keras.Model):
@@ -167,16 +156,16 @@ class BestWeights(keras.callbacks.Callback):
             for kept, weight in zip(self.weights, self.model.get_weights(), strict=True):
                 kept.assign(weight)
 
-    def put_back(self, model: keras.Model) -> int:
+    def restore(self, model: keras.Model) -> int:
         """Gives the model the weights of the best epoch, and returns that epoch's number."""
         model.set_weights([kept.numpy() for kept in self.weights])
         return int(self.epoch.numpy())
 
 
 class EpochLog(keras.callbacks.Callback):
-    """Appends each epoch to metrics.jsonl, and prints a line an epoch if asked to.
+    """Appends each epoch to metrics.jsonl, and prints a line per epoch if asked to.
 
-    The numbers of an epoch that was resumed in its middle are of the steps since then; its record
+    The numbers of an epoch that was resumed in its middle are averages since then; its record
     says `resumed_after_step`.
     """
 
@@ -197,7 +186,6 @@ class EpochLog(keras.callbacks.Callback):
         values["learning_rate"] = float(self.model.optimizer.learning_rate)
         values["seconds"] = round(time.monotonic() - self.started, 3)
         if self.checkpoints.first_step:
-            # What `fit` averages, it does since the run was resumed.
             values["resumed_after_step"] = self.checkpoints.first_step
         self.run.append_metrics({"epoch": epoch + 1, **values})
         if self.print_lines:
@@ -209,25 +197,23 @@ class Checkpoints(keras.callbacks.Callback):
     """Saves weights, optimizer, step and random state after every epoch, and restores them.
 
     `tf.train.CheckpointManager` writes a checkpoint whole before it becomes the latest one, so
-    that a run killed at any moment has a good one left. A run that is asked to stop by `stop()`,
+    that a run killed at any moment has a good one. A run that is asked to stop by `stop()`,
     which a signal handler may call, saves in the middle of its epoch and raises `Stopped`.
+
+    Args:
+      run: the run whose checkpoints these are.
+      model: compiled.
+      best: saved too.
+      steps: steps of an epoch.
     """
 
-    def __init__(
-        self,
-        run: RunDirectory,
-        model: keras.Model,
-        best: BestWeights | None = None,
-        agree: Callable[[bool], bool] = bool,
-    ):
-        """Args: `agree` says whether any machine is to stop, from whether this one is."""
+    def __init__(self, run: RunDirectory, model: keras.Model, best: BestWeights | None, steps: int):
         super().__init__()
-        self.agree = agree
         self.epochs_done = tf.Variable(0, dtype=tf.int64)
         self.steps_done = tf.Variable(0, dtype=tf.int64)
         self.stopping = False
         self.first_step = 0
-        self.steps = 0
+        self.steps = steps
         model.optimizer.build(model.trainable_variables)
         # TensorFlow does not find the state of Keras' seed generators by itself: with the model
         # alone, a resumed run would draw the noise of its first epochs again.
@@ -248,7 +234,6 @@ class Checkpoints(keras.callbacks.Callback):
             steps_done=self.steps_done,
             **best_state,
         )
-        saved_checkpoints(run.checkpoints)
         self.manager = tf.train.CheckpointManager(checkpoint, run.checkpoints, max_to_keep=2)
 
     def restore(self, directory: pathlib.Path, previous: bool = False) -> tuple[int, int]:
@@ -260,14 +245,14 @@ class Checkpoints(keras.callbacks.Callback):
         Raises:
           UserError: for a damaged checkpoint, or none before the latest.
         """
-        found = saved_checkpoints(directory)
-        if previous and len(found) < 2:
+        paths = saved_checkpoints(directory)
+        if previous and len(paths) < 2:
             raise UserError(
                 f"--previous_checkpoint needs two checkpoints, and {directory} has "
-                f"{len(found)}; leave it out or start anew in another --workdir"
+                f"{len(paths)}; leave it out or start anew in another --workdir"
             )
-        if found:
-            path = found[-2] if previous else found[-1]
+        if paths:
+            path = paths[-2] if previous else paths[-1]
             try:
                 self.manager.checkpoint.restore(path).assert_existing_objects_matched()
             except (tf.errors.OpError, AssertionError, LookupError, ValueError) as error:
@@ -288,54 +273,30 @@ class Checkpoints(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         done = self.first_step + batch + 1
         # After its last step an epoch is evaluated and saved as a whole.
-        if done < self.steps and self.agree(self.stopping):
+        if self.stopping and done < self.steps:
             self._save(self.epoch, done)
             raise Stopped(f"saved after step {done} of epoch {self.epoch + 1}")
 
     def on_epoch_end(self, epoch, logs=None):
         self._save(epoch + 1, 0)
-        if self.agree(self.stopping):
+        if self.stopping:
             raise Stopped(f"saved after epoch {epoch + 1}")
 
     def _save(self, epochs, steps):
         self.epochs_done.assign(epochs)
         self.steps_done.assign(steps)
         # Numbered by the step, so that no checkpoint is ever written over an older one.
-        number = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
-        try:
-            self.manager.save(number)
-        except (OSError, tf.errors.OpError) as error:
-            last = self.manager.latest_checkpoint
-            goes_on = f"resumes from the last good one, {last}" if last else "begins again"
-            raise UserError(
-                f"a checkpoint must be written to {self.manager.directory}, and could not be "
-                f"({str(error).splitlines()[0]}); make room, then the same command {goes_on}"
-            ) from error
+        self.manager.save(int(keras.ops.convert_to_numpy(self.model.optimizer.iterations)))
 
 
 def saved_checkpoints(directory: pathlib.Path) -> list[str]:
-    """Paths of the checkpoints in a directory, oldest first.
-
-    The list that names them is written after the files of each. Files of one checkpoint without a
-    list are of the first one, whose writing was interrupted, and are none.
-
-    Raises:
-      UserError: when there are some, and the list is damaged or missing.
-    """
-    directory = pathlib.Path(directory)
-    names = directory / "checkpoint"
-    try:
-        state = tf.train.get_checkpoint_state(directory)
-    except ValueError:
-        state = None
-    numbers = {re.split("[._]", path.name)[0] for path in directory.glob("ckpt-*")}
-    if state is None and (names.exists() or len(numbers) > 1):
-        raise UserError(
-            f"the list of checkpoints, {names}, must be readable, and is damaged or missing; bring "
-            "it back from a copy, or start anew in another --workdir"
-        )
+    """Returns the paths of the checkpoints in a directory, oldest first."""
+    state = tf.train.get_checkpoint_state(directory)
     return list(state.all_model_checkpoint_paths) if state else []
 
 
 class Stopped(UserError):  # noqa: N818 - a message for the user, not a fault
     """The run was asked to stop, and is saved."""
+
+    def __init__(self, what: str):
+        super().__init__(f"asked to stop: {what}; the same command resumes it")

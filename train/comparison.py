@@ -5,7 +5,7 @@ import dataclasses
 import io
 import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from gaternet_tf.errors import UserError
 from gaternet_tf.runs import RunDirectory, open_run
@@ -21,22 +21,55 @@ COLUMNS = (
     "MACs without off filters",
     "test error",
     "runs",
+    "Pareto",
 )
 NOT_THE_MODEL = ("seed", "data_dir", "download", "strategy")
 
 
-def table_rows(workdirs: Iterable[str | os.PathLike]) -> list[list[str]]:
-    """A row for each group of finished runs that differ in their seed only, headings first.
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The runs of one model on one dataset, which differ in their seed only.
 
-    The error is the mean over the runs, with the standard deviation (of n - 1) if there are more.
+    Attributes:
+      gate_rate: share of gates that are on, mean over the runs; None without gates.
+      macs: multiply-accumulates of an image, see `gaternet_tf.macs`.
+      macs_on: the same without off filters, mean over images and runs.
+      accuracies: test accuracy of each run.
+      pareto: whether no other row of the dataset beats this one: none is at least as accurate with
+        at most as many `macs_on`, and better in one of the two.
+    """
+
+    dataset: str
+    model: str
+    parameters: int
+    gates: int
+    gate_rate: float | None
+    macs: int
+    macs_on: float
+    accuracies: tuple[float, ...]
+    pareto: bool = True
+
+    @property
+    def accuracy(self) -> float:
+        """Mean of `accuracies`."""
+        return statistics.mean(self.accuracies)
+
+    def beats(self, other: "Row") -> bool:
+        """Returns whether this row is better in one of accuracy and `macs_on`, worse in none."""
+        ours, theirs = (self.accuracy, -self.macs_on), (other.accuracy, -other.macs_on)
+        return ours != theirs and all(a >= b for a, b in zip(ours, theirs, strict=True))
+
+
+def compare(workdirs: Iterable[str | os.PathLike]) -> list[Row]:
+    """Returns a row for each group of finished runs that differ in their seed only.
+
     Groups that would have the same name get the settings by which they differ after it.
 
     Raises:
-      UserError: for a directory that is no finished run with a test accuracy, a run given twice, or
-        two runs with the same settings and seed.
+      UserError: for a directory that is no finished run with a test accuracy, or two runs with the
+        same settings and seed.
     """
     groups: list[list[RunDirectory]] = []
-    seen: set[str] = set()
     for workdir in workdirs:
         run = open_run(workdir)
         if "test_accuracy" not in run.result:
@@ -44,10 +77,6 @@ def table_rows(workdirs: Iterable[str | os.PathLike]) -> list[list[str]]:
                 f"a table needs runs with a test accuracy, and '{workdir}' has none (it was "
                 "converted); measure it with python -m train.evaluate"
             )
-        real = os.path.realpath(workdir)
-        if real in seen:
-            raise UserError(f"a table takes every run once, and '{workdir}' came twice")
-        seen.add(real)
         for group in groups:
             if _settings(group[0]) == _settings(run):
                 _require_another_seed(group, run)
@@ -56,7 +85,13 @@ def table_rows(workdirs: Iterable[str | os.PathLike]) -> list[list[str]]:
         else:
             groups.append([run])
     names = _names([runs[0] for runs in groups])
-    return [list(COLUMNS), *(_row(runs, name) for runs, name in zip(groups, names, strict=True))]
+    rows = [_row(runs, name) for runs, name in zip(groups, names, strict=True)]
+    return [
+        dataclasses.replace(
+            row, pareto=not any(r.beats(row) for r in rows if r.dataset == row.dataset)
+        )
+        for row in rows
+    ]
 
 
 def _require_another_seed(group, run):
@@ -69,21 +104,21 @@ def _require_another_seed(group, run):
 
 
 def _settings(run):
-    """What makes a run's model: a run from before there was a setting has its default."""
+    """Returns what makes a run's model; a setting that is newer than the run has its default."""
     defaults = dataclasses.asdict(TrainingConfig())
     return {
         key: value for key, value in (defaults | run.config).items() if key not in NOT_THE_MODEL
     }
 
 
-def _names(runs):
-    """The runs' model names; those of one dataset that are the same tell what differs."""
-    alike: dict[tuple, list[dict]] = {}
+def _names(runs: Sequence[RunDirectory]) -> Iterator[str]:
+    """Yields the runs' model names, with the settings that differ where names are the same."""
+    same_name: dict[tuple, list[dict]] = {}
     for run in runs:
-        alike.setdefault((_dataset(run), model_name(run.config)), []).append(_settings(run))
+        same_name.setdefault((_dataset(run), model_name(run.config)), []).append(_settings(run))
     for run in runs:
         name = model_name(run.config)
-        others = alike[_dataset(run), name]
+        others = same_name[_dataset(run), name]
         for key, value in _settings(run).items():
             if any(value != settings.get(key) for settings in others):
                 name += f", {key} {'default' if value is None else value}"
@@ -95,7 +130,7 @@ def _dataset(run):
 
 
 def model_name(config: dict) -> str:
-    """What a row is, for example `resnet20, gated by resnet20, lambda 0.1`."""
+    """Returns a row's name, for example `resnet20, gated by resnet20, lambda 0.1`."""
     name = config["backbone"]
     if config["width"] != 16:
         name += f", width {config['width']}"
@@ -103,45 +138,59 @@ def model_name(config: dict) -> str:
         return f"{name}, squeeze-and-excite"
     if config["gater"] == "none":
         return name
-    head = "" if config["head_batch_norm"] else ", head without batch norm"
-    where = "" if config["gated_convs"] == "last" else ", all convolutions"
-    bias = config.get("gate_bias", 0)
-    start = f", gate bias {bias:g}" if bias else ""
-    return f"{name}, gated by {config['gater']}, lambda {config['sparsity']:g}{head}{where}{start}"
+    name += f", gated by {config['gater']}, lambda {config['sparsity']:g}"
+    if not config["head_batch_norm"]:
+        name += ", head without batch norm"
+    if config["gated_convs"] != "last":
+        name += ", all convolutions"
+    if bias := config.get("gate_bias"):
+        name += f", gate bias {bias:g}"
+    return name
 
 
-def _row(runs: Sequence[RunDirectory], name: str) -> list[str]:
+def _row(runs, name):
     results = [run.result for run in runs]
-    first = results[0]
-    errors = [100 * (1 - result["test_accuracy"]) for result in results]
-    error = f"{statistics.mean(errors):.2f} %"
-    if len(errors) > 1:
-        error = f"{statistics.mean(errors):.2f} +- {statistics.stdev(errors):.2f} %"
-    rate = "-"
-    if "gate_rate" in first:
-        rate = f"{100 * statistics.mean(result['gate_rate'] for result in results):.1f} %"
+    rates = [result["gate_rate"] for result in results if "gate_rate" in result]
+    return Row(
+        dataset=_dataset(runs[0]),
+        model=name,
+        parameters=results[0]["parameters"],
+        gates=results[0].get("gates", 0),
+        gate_rate=statistics.mean(rates) if rates else None,
+        macs=results[0]["macs"],
+        macs_on=statistics.mean(result["macs_on"] for result in results),
+        accuracies=tuple(result["test_accuracy"] for result in results),
+    )
+
+
+def _cells(row):
+    errors = [100 * (1 - accuracy) for accuracy in row.accuracies]
+    spread = f" +- {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
     return [
-        _dataset(runs[0]),
-        name,
-        f"{first['parameters']:,}",
-        str(first.get("gates", "-")),
-        rate,
-        f"{first['macs'] / 1e6:.1f} M",
-        f"{statistics.mean(result['macs_on'] for result in results) / 1e6:.1f} M",
-        error,
-        str(len(runs)),
+        row.dataset,
+        row.model,
+        f"{row.parameters:,}",
+        str(row.gates or "-"),
+        "-" if row.gate_rate is None else f"{row.gate_rate:.1%}".replace("%", " %"),
+        f"{row.macs / 1e6:.1f} M",
+        f"{row.macs_on / 1e6:.1f} M",
+        f"{statistics.mean(errors):.2f}{spread} %",
+        str(len(row.accuracies)),
+        "yes" if row.pareto else "no",
     ]
 
 
-def as_markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table for a README."""
-    head, *body = rows
-    lines = [head, ["---"] * len(head), *body]
+def as_markdown(rows: Sequence[Row]) -> str:
+    """Returns the table in Markdown.
+
+    The error is the mean over the runs, with the standard deviation (of n - 1) if there are more.
+    """
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *map(_cells, rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def as_csv(rows: Sequence[Sequence[str]]) -> str:
-    """The same for a spreadsheet."""
+def as_csv(rows: Sequence[Row]) -> str:
+    """Returns the same table for a spreadsheet."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *map(_cells, rows)])
     return text.getvalue().rstrip("\n")

@@ -1,17 +1,28 @@
-"""Turns the authors' PyTorch checkpoints into runs, and runs into such checkpoints."""
+"""Converts the authors' PyTorch checkpoints to runs, and runs to such checkpoints."""
 
+import collections
 import dataclasses
 import os
 import pathlib
+import pickle
+
+import numpy as np
 
 from gaternet_tf.data import Preprocessing, defaults_of
 from gaternet_tf.documents import sha256
 from gaternet_tf.errors import UserError
 from gaternet_tf.models import build_gaternet, gate_map
-from gaternet_tf.runs import RunDirectory, open_run, require_place, require_writable
-from train.authors_format import check_representable, load_state_dicts, state_dicts
-from train.loop import TrainingConfig, count_parameters, save_model
-from train.torch_files import import_torch, read_checkpoint, write_checkpoint
+from gaternet_tf.runs import RunDirectory, open_run, require_new, require_writable
+from train.authors_format import (
+    BACKBONE,
+    GATER,
+    StateDicts,
+    check_representable,
+    load_state_dicts,
+    state_dicts,
+)
+from train.config import TrainingConfig
+from train.recipe import count_parameters
 
 IMAGE_SHAPE = (32, 32, 3)
 DATASET = "cifar10"
@@ -25,7 +36,7 @@ DESCRIPTION = {
     "test_images": 10_000,
     "labels": LABELS,
 }
-"""What `Dataset.describe` says of the set that the authors' models were trained on."""
+"""The dataset that the authors' models were trained on, as `Dataset.describe` describes it."""
 
 
 def checkpoint_to_run(
@@ -46,10 +57,10 @@ def checkpoint_to_run(
       The run. It has no test accuracy until `train.evaluate` measures one.
 
     Raises:
-      UserError: for a file that does not hold that network, or a place that cannot take the run.
+      UserError: for a file that does not hold that network, or an output directory that is taken.
         Nothing is written then.
     """
-    require_place(output, "--output")
+    require_new(output, "--output")
     config = TrainingConfig(backbone=backbone, gater=gater, head_batch_norm=False)
     config.check()
     parts = read_checkpoint(checkpoint)
@@ -65,7 +76,7 @@ def checkpoint_to_run(
     run = RunDirectory(output)
     preprocessing = Preprocessing(*IMAGE_SHAPE, *(defaults_of(DATASET).statistics or ()))
     run.write_document(dataclasses.asdict(config), DESCRIPTION, preprocessing)
-    save_model(model, run)
+    run.save_model(model)
     run.write_result(
         {
             "converted_from": {
@@ -91,8 +102,55 @@ def run_to_checkpoint(workdir: str | os.PathLike, output: str | os.PathLike) -> 
     if os.path.lexists(path):
         raise UserError(f"--output must be a new file, and '{output}' exists; choose another")
     require_writable(path.parent, "--output's directory")
-    import_torch()
+    torch = import_torch()
     model = run.load_model()
     check_representable(model)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_checkpoint(path, state_dicts(model))
+    content = {
+        part: collections.OrderedDict(
+            (key, torch.from_numpy(np.array(value))) for key, value in values.items()
+        )
+        for part, values in state_dicts(model).items()
+    }
+    torch.save(content, path)
+
+
+def read_checkpoint(path: str | os.PathLike) -> StateDicts:
+    """Reads a checkpoint in the authors' format as NumPy arrays.
+
+    Only tensors and plain containers are unpickled, so a malicious file runs no code.
+
+    Raises:
+      UserError: for a file that holds anything else, or is no such checkpoint.
+    """
+    torch = import_torch()
+    required = f"--checkpoint must be a PyTorch file with {BACKBONE} and {GATER}, and '{path}'"
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(
+            f"{required} is damaged or holds more than tensors, which is refused without running "
+            "it; get it again from where it was published"
+        ) from error
+    if not isinstance(content, dict) or not {BACKBONE, GATER} <= content.keys():
+        raise UserError(f"{required} is another one")
+    return {
+        part: {key: value.float().numpy() for key, value in content[part].items()}
+        for part in (BACKBONE, GATER)
+    }
+
+
+def import_torch():
+    """Imports torch, an optional dependency.
+
+    Raises:
+      UserError: with the command that installs it.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            "PyTorch is required to read and write its files, and is not installed; run "
+            "pip install '.[torch]'"
+        ) from error
+    return torch

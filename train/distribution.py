@@ -11,40 +11,51 @@ import tensorflow as tf
 
 from gaternet_tf.errors import UserError
 
-STRATEGIES = ("auto", "none", "mirrored", "multi_worker")
+TF_CONFIG_EXAMPLE = (
+    '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
+)
 
 
 def choose_strategy(name: str) -> tf.distribute.Strategy:
-    """One device, all GPUs (two or more), or all GPUs of all machines in TF_CONFIG.
+    """Returns the strategy for `--strategy=name`.
 
-    `mirrored` also takes logical CPU devices, and `multi_worker` the CPU.
+    `auto` takes all GPUs if there are several; `mirrored` also takes logical CPU devices, and
+    `multi_worker` the CPU.
 
     Raises:
       UserError: for `multi_worker` without a TF_CONFIG that names the workers.
     """
     if name == "multi_worker":
-        return multi_worker_strategy(_workers_of(os.environ.get("TF_CONFIG", "")))
+        return _multi_worker_strategy(os.environ.get("TF_CONFIG", ""))
     devices = tf.config.list_logical_devices("GPU")
     if name == "mirrored" and not devices:
         devices = tf.config.list_logical_devices("CPU")
     if name == "mirrored" or (name == "auto" and len(devices) > 1):
-        return mirrored_strategy(tuple(device.name for device in devices))
+        return _mirrored_strategy(tuple(device.name for device in devices))
     return tf.distribute.get_strategy()
 
 
 @functools.cache
-def mirrored_strategy(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
-    """The process' one MirroredStrategy on these devices.
+def _mirrored_strategy(devices):
+    """Returns the process' only MirroredStrategy on these devices.
 
-    A second one numbers its collective operations from the start again, and TensorFlow then takes
-    them for those of the first: "shape mismatch in the collective instance".
+    A second one numbers its collective operations from the start again, and TensorFlow confuses
+    them with those of the first: "shape mismatch in the collective instance".
     """
     return tf.distribute.MirroredStrategy(devices)
 
 
 @functools.cache
-def multi_worker_strategy(workers: tuple[str, ...]) -> tf.distribute.Strategy:
-    """The process' one strategy over these machines, of which TF_CONFIG says which this one is."""
+def _multi_worker_strategy(tf_config):
+    try:
+        config = json.loads(tf_config)
+        workers, index = config["cluster"]["worker"], config["task"]["index"]
+        workers[index]
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise UserError(
+            "--strategy=multi_worker needs the environment variable TF_CONFIG, which names all "
+            f"workers and says which one this is, such as {TF_CONFIG_EXAMPLE}; got '{tf_config}'"
+        ) from error
     try:
         return tf.distribute.MultiWorkerMirroredStrategy()
     except (RuntimeError, ValueError, tf.errors.OpError) as error:
@@ -54,28 +65,8 @@ def multi_worker_strategy(workers: tuple[str, ...]) -> tf.distribute.Strategy:
         ) from error
 
 
-def _workers_of(text: str) -> tuple[str, ...]:
-    """The addresses of all workers, from a TF_CONFIG that says which of them this process is."""
-    example = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", '
-    example += '"index": 0}}'
-    try:
-        config = json.loads(text)
-        workers = config["cluster"]["worker"]
-        task = config["task"]
-        if others := sorted(set(config["cluster"]) - {"worker"}):
-            raise ValueError(f"the cluster must have workers only, and has {others}")
-        if not workers or task["type"] != "worker" or not 0 <= task["index"] < len(workers):
-            raise ValueError(task)
-        return tuple(str(worker) for worker in workers)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            "--strategy=multi_worker needs the environment variable TF_CONFIG, which names all "
-            f"workers and says which one this is, such as {example}; got '{text}'"
-        ) from error
-
-
 def worker_of(strategy: tf.distribute.Strategy) -> tuple[int, int]:
-    """(this machine's number, number of machines): (0, 1) without `multi_worker`."""
+    """Returns (this machine's number, number of machines): (0, 1) without `multi_worker`."""
     resolver = strategy.cluster_resolver
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) or resolver is None:
         return 0, 1
@@ -83,9 +74,9 @@ def worker_of(strategy: tf.distribute.Strategy) -> tuple[int, int]:
 
 
 def check_replicas(replicas: int, batch_size: int, steps_per_execution: int = 1) -> None:
-    """Raises `UserError` for settings that so many replicas cannot train with.
+    """Raises `UserError` for settings that this number of replicas cannot train with.
 
-    Every replica must get the same number of images, one at least. Keras' loop of several steps in
+    Every replica must get the same number of images, at least one. Keras' loop of several steps in
     one execution fails on two replicas (seen with 3.15.1, on a model of one layer).
     """
     if replicas > 1 and steps_per_execution > 1:
@@ -101,49 +92,25 @@ def check_replicas(replicas: int, batch_size: int, steps_per_execution: int = 1)
         )
 
 
-def sum_over(strategy: tf.distribute.Strategy):
-    """A function that adds up a whole number of all machines; all must call it as often."""
+def require_same_start(strategy: tf.distribute.Strategy, settings: dict, checkpoint: str) -> None:
+    """Raises `UserError` on every machine unless all begin with the same settings and checkpoint.
+
+    With other seeds or batches their parts of a batch would overlap, and no error would say so.
+    """
+    start = json.dumps([settings, checkpoint], sort_keys=True)
+    number = int.from_bytes(hashlib.blake2b(start.encode(), digest_size=3).digest())
 
     @tf.function
-    def total(flag):
-        return strategy.reduce(
-            tf.distribute.ReduceOp.SUM, strategy.run(tf.identity, (flag,)), axis=None
-        )
+    def total():
+        numbers = strategy.run(lambda: tf.constant(number, tf.int32))
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, numbers, axis=None)
 
-    return lambda number: int(total(tf.constant(int(number))))
-
-
-def agree_on(strategy: tf.distribute.Strategy):
-    """A function that says whether any machine was told True; all must call it as often."""
-    total = sum_over(strategy)
-    return lambda flag: total(flag) > 0
-
-
-def require_same_settings(strategy: tf.distribute.Strategy, settings: dict) -> None:
-    """Raises `UserError` on every machine unless all of them were given the same settings."""
-    own = {key: value for key, value in settings.items() if key not in ("data_dir", "download")}
-    if not _all_have(strategy, own):
+    if int(total()) != number * strategy.num_replicas_in_sync:
         raise UserError(
-            "all workers must be started with the same flags, and these were not (this one's are "
-            f"{own})"
+            "all workers must be started with the same flags and a --workdir that they share, and "
+            f"were not; this one finds {checkpoint or 'no checkpoint'} and has the settings "
+            f"{settings}"
         )
-
-
-def require_same_checkpoints(strategy: tf.distribute.Strategy, found: list[str]) -> None:
-    """Raises `UserError` on every machine unless all of them find the same checkpoints."""
-    if not _all_have(strategy, found):
-        raise UserError(
-            "all workers must resume from the same checkpoint, in a --workdir that they share, and "
-            f"they do not (this one finds {', '.join(found) or 'none'}); give all of them the "
-            "first one's"
-        )
-
-
-def _all_have(strategy, value):
-    """Whether all machines were given the same JSON-ready value; all must ask at once."""
-    digest = hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=3)
-    number = int.from_bytes(digest.digest())
-    return sum_over(strategy)(number) == number * strategy.num_replicas_in_sync
 
 
 def fit_on_workers(
@@ -155,10 +122,9 @@ def fit_on_workers(
     callbacks: list,
     verbose: int = 0,
 ) -> None:
-    """`model.fit` for several machines, which Keras' own fails on (seen with 3.15.1).
+    """Does what `model.fit` does, for several machines, where Keras' own fails (seen with 3.15.1).
 
-    Every step runs `model.train_step` on every replica; the numbers that callbacks see are those
-    of all replicas.
+    Every step runs `model.train_step` on every replica; callbacks get the numbers of all replicas.
 
     Args:
       model: compiled, and made in the strategy's scope.
@@ -171,18 +137,18 @@ def fit_on_workers(
     """
     per_replica = strategy.num_replicas_in_sync // worker_of(strategy)[1]
 
-    def of_this_machine(context):
+    def batches_of_this_machine(context):
         del context  # `batches` is this machine's part already.
         size = batches.element_spec[0].shape[0]
         return batches.rebatch(size // per_replica)
 
-    iterator = iter(strategy.distribute_datasets_from_function(of_this_machine))
+    iterator = iter(strategy.distribute_datasets_from_function(batches_of_this_machine))
 
     @tf.function
     def step(iterator):
         strategy.run(model.train_step, (next(iterator),))
 
-    calls = keras.callbacks.CallbackList(
+    callback_list = keras.callbacks.CallbackList(
         callbacks,
         add_progbar=verbose > 0,
         model=model,
@@ -190,27 +156,23 @@ def fit_on_workers(
         epochs=epochs.stop,
         steps=steps,
     )
-    calls.on_train_begin()
+    callback_list.on_train_begin()
     for epoch in epochs:
         model.reset_metrics()
-        calls.on_epoch_begin(epoch)
+        callback_list.on_epoch_begin(epoch)
         logs: dict = {}
         for number in range(steps):
-            calls.on_train_batch_begin(number)
+            callback_list.on_train_batch_begin(number)
             step(iterator)
-            logs = _numbers(model)
-            calls.on_train_batch_end(number, logs)
-        calls.on_epoch_end(epoch, logs)
-    calls.on_train_end()
-
-
-def _numbers(model):
-    return {name: float(value) for name, value in model.get_metrics_result().items()}
+            logs = {name: float(value) for name, value in model.get_metrics_result().items()}
+            callback_list.on_train_batch_end(number, logs)
+        callback_list.on_epoch_end(epoch, logs)
+    callback_list.on_train_end()
 
 
 @contextlib.contextmanager
-def other_machines_may_fail():
-    """Turns what TensorFlow raises when another machine is gone into a `UserError`."""
+def reraise_lost_workers():
+    """Re-raises what TensorFlow raises when another machine is gone as a `UserError`."""
     try:
         yield
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:

@@ -1,4 +1,4 @@
-"""What a network is made of, unit by unit: shapes, parameters, multiply-accumulates, gates."""
+"""A network's table, unit by unit: shapes, parameters, multiply-accumulates, gates."""
 
 import math
 import re
@@ -17,12 +17,12 @@ KINDS = ("always on", "always off", "input-dependent")
 def summary_rows(
     model: keras.Model, gates_on: np.ndarray | None = None, images: int = 0
 ) -> list[list[str]]:
-    """A row for each residual unit, the stem, the classifier and the gater; headings first.
+    """Returns a row for each residual unit, the stem, the classifier and the gater; headings first.
 
     Args:
-      model: what `build_gaternet` builds.
-      gates_on: int [gates], on how many of `images` each gate is on; None leaves those columns out.
-      images: number of images that were counted.
+      model: built by `build_gaternet`.
+      gates_on: int [gates], number of images for which each gate is on; None for no such columns.
+      images: number of images.
 
     Returns:
       Rows of text, the last one the total. Parameters are the trainable ones, MACs those of
@@ -69,7 +69,7 @@ def _shape(layer):
 
 
 def _kinds(model, gates_on, images):
-    """[gates, always on, always off, input-dependent] by part."""
+    """Returns [gates, always on, always off, input-dependent] by part."""
     kinds: dict[str, np.ndarray] = {}
     start = 0
     for segment in gate_map(model).segments:
@@ -85,7 +85,7 @@ def _kinds(model, gates_on, images):
 
 
 def as_text(rows: Sequence[Sequence[str]]) -> str:
-    """A table for a terminal: the first two columns to the left, numbers to the right."""
+    """Returns a table for a terminal, two columns to the left and the numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

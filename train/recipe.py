@@ -1,12 +1,13 @@
-"""From settings to the optimizer and its schedule, the losses and the weight decay."""
+"""From settings to a compiled model: network, losses, weight decay, optimizer and its schedule."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from gaternet_tf.losses import GateRate, SmoothedCrossentropy, SparsityLoss
+from gaternet_tf.models import build_gaternet
+from train.config import TrainingConfig
 
-OPTIMIZERS = ("sgd", "adam")
-SCHEDULES = ("step", "cosine")
 DECAY_AT = (0.5, 0.75)
 """Parts of the training after which "step" divides by 10: epochs 80 and 120 of 160."""
 
@@ -36,11 +37,45 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
         return cls(keras.optimizers.schedules.deserialize(config["schedule"]), config["steps"])
 
 
-def learning_rate_schedule(config, steps_per_epoch: int):
-    """The learning rate by step: `--schedule` over `--epochs`, behind `--warmup_epochs`."""
+def build_and_compile(
+    config: TrainingConfig,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    steps_per_epoch: int,
+    replicas: int = 1,
+) -> keras.Model:
+    """Builds the model of a run with its losses, metrics, weight decay and optimizer."""
+    model = build_gaternet(
+        backbone=config.backbone,
+        gater=config.gater,
+        input_shape=input_shape,
+        num_classes=num_classes,
+        bottleneck=config.bottleneck,
+        gated_convs=config.gated_convs,
+        head_batch_norm=config.head_batch_norm,
+        seed=config.seed,
+        synchronized_batch_norm=config.synchronized_batch_norm and replicas > 1,
+        width=config.width,
+        attention=config.attention,
+        gate_bias=config.gate_bias,
+    )
+    set_weight_decay(model, config.weight_decay)
+    compile_model(
+        model,
+        make_optimizer(config, steps_per_epoch),
+        config.sparsity,
+        config.label_smoothing,
+        config.jit_compile,
+        config.steps_per_execution,
+    )
+    return model
+
+
+def learning_rate_schedule(config: TrainingConfig, steps_per_epoch: int):
+    """Returns the learning rate by step: `--schedule` over `--epochs`, after a warm-up."""
     total = config.epochs * steps_per_epoch
     if config.schedule == "cosine":
-        schedule = keras.optimizers.schedules.CosineDecay(config.learning_rate, max(1, total))
+        schedule = keras.optimizers.schedules.CosineDecay(config.learning_rate, total)
     else:
         schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
             [round(total * part) for part in DECAY_AT],
@@ -49,8 +84,8 @@ def learning_rate_schedule(config, steps_per_epoch: int):
     return WarmUp(schedule, round(config.warmup_epochs * steps_per_epoch))
 
 
-def make_optimizer(config, steps_per_epoch: int) -> keras.optimizers.Optimizer:
-    """SGD with Nesterov momentum, or Adam."""
+def make_optimizer(config: TrainingConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+    """Returns SGD with Nesterov momentum, or Adam."""
     schedule = learning_rate_schedule(config, steps_per_epoch)
     if config.optimizer == "adam":
         return keras.optimizers.Adam(schedule)
@@ -67,7 +102,7 @@ def compile_model(
 ) -> None:
     """Compiles a model, gated or plain, for `-log P(y|x) + lambda * ||g||_1 / c`.
 
-    It is then trained on what `with_targets` makes of (image, label) batches.
+    It trains on (image, label) batches to which `with_targets` was applied.
     """
     task_loss = SmoothedCrossentropy(label_smoothing)
     losses = {"logits": task_loss}
@@ -76,7 +111,7 @@ def compile_model(
         losses["gates"] = SparsityLoss(sparsity)
         metrics["gates"] = [GateRate()]
     else:
-        # Of a single loss Keras tells the sum with the L2 term only.
+        # Keras reports a single loss only as its sum with the L2 term.
         metrics["logits"].append(keras.metrics.MeanMetricWrapper(task_loss, name="task_loss"))
     # jit_compile is set explicitly: "auto" compiles with XLA on a GPU and not on a CPU or under a
     # strategy.
@@ -98,10 +133,14 @@ def with_targets(batches, model: keras.Model):
 def set_weight_decay(model: keras.Model, weight_decay: float) -> None:
     """Puts an L2 term on the kernels of convolutions and dense layers, and on nothing else.
 
-    `weight_decay` is counted as PyTorch counts it, w in `gradient + w * kernel`, which is Keras'
-    `L2(w / 2)`.
+    `weight_decay` is w in `gradient + w * kernel`, as in PyTorch, which is Keras' `L2(w / 2)`.
     """
     if weight_decay:
         for variable in model.trainable_variables:
             if variable.name == "kernel":
                 variable.regularizer = keras.regularizers.L2(weight_decay / 2)
+
+
+def count_parameters(model: keras.Model) -> int:
+    """Returns the number of trainable parameters."""
+    return sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)

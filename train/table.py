@@ -1,31 +1,38 @@
-"""The comparison table of finished runs: python -m train.table RUN RUN ..."""
+"""Prints the comparison table of finished runs: python -m train.table RUN RUN ..."""
 
-import os
-import sys
+import pathlib
 
-from absl import app, flags, logging
+from absl import app, flags
+
+from train.command import run_command
 
 FLAGS = flags.FLAGS
 
 flags.DEFINE_enum("format", "markdown", ["markdown", "csv"], "How the table is printed.")
+flags.DEFINE_string(
+    "output_dir", None, "Where comparison.csv, .png and .svg are written, if anywhere."
+)
 
 
 def main(argv):
-    """Prints the table of the runs that the arguments name; returns the exit status."""
+    """Compares the runs that the arguments name; returns the exit status."""
     if len(argv) < 2:
         raise app.UsageError("train.table takes the directories of finished runs, got none")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.set_verbosity(logging.ERROR)
-    from gaternet_tf.errors import UserError
-    from train.comparison import as_csv, as_markdown, table_rows
+    return run_command("train.table", argv[:1], lambda: print_table(argv[1:]))
 
-    try:
-        rows = table_rows(argv[1:])
-    except (UserError, OSError) as error:
-        print(f"train.table: error: {error}", file=sys.stderr)
-        return 1
+
+def print_table(workdirs):
+    """Prints the table, and draws its figure if asked to."""
+    from gaternet_tf.runs import require_writable
+    from train.comparison import as_csv, as_markdown, compare
+
+    rows = compare(workdirs)
+    if FLAGS.output_dir:
+        from train.comparison_figure import write_comparison
+
+        require_writable(FLAGS.output_dir, "--output_dir")
+        write_comparison(rows, pathlib.Path(FLAGS.output_dir))
     print(as_csv(rows) if FLAGS.format == "csv" else as_markdown(rows))
-    return 0
 
 
 if __name__ == "__main__":

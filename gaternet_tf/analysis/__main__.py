@@ -1,10 +1,8 @@
-"""What the gates of a run or an export do: python -m gaternet_tf.analysis --workdir=RUN"""
+"""Analyses the gates of a run or an export: python -m gaternet_tf.analysis --workdir=RUN"""
 
-import functools
 import os
 import pathlib
 import sys
-import tempfile
 from typing import Any
 
 from absl import app, flags, logging
@@ -14,7 +12,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Finished run to analyse.")
 flags.DEFINE_string("model_dir", None, "Exported version to analyse instead, models/NAME/VERSION.")
 flags.DEFINE_string(
-    "redraw", None, "Directory of an analysis: only draws figures and report of it again."
+    "redraw", None, "Directory of an analysis whose figures and report are to be drawn again."
 )
 flags.DEFINE_string("split", None, "Split of the dataset; default: the test split.")
 flags.DEFINE_string("dataset", None, "Dataset with the run's classes; default: the run's own.")
@@ -23,17 +21,12 @@ flags.DEFINE_boolean("download", True, "Whether a dataset that is not on disk ma
 flags.DEFINE_string(
     "output_dir",
     None,
-    "Where to write; default: RUN/analysis, for another split RUN/analysis-SPLIT. Required with "
-    "--model_dir, whose files must stay as they are, and with --dataset.",
+    "Directory to write to; default: RUN/analysis, for another split RUN/analysis-SPLIT. Required "
+    "with --model_dir, since an exported version must not change, and with --dataset.",
 )
-flags.DEFINE_float("perplexity", 30.0, "Neighbours that t-SNE keeps near an image.", 1.0)
-flags.DEFINE_integer("seed", 0, "Seed of samples, noise, PCA and t-SNE.", lower_bound=0)
-flags.DEFINE_integer(
-    "batch_size",
-    None,
-    "Images the network gets at a time; default: 250, of large ones fewer.",
-    1,
-)
+flags.DEFINE_float("perplexity", 30.0, "Perplexity of t-SNE.", lower_bound=1.0)
+flags.DEFINE_integer("seed", 0, "Seed of samples, noise, PCA and t-SNE.", 0, 2**32 - 1)
+flags.DEFINE_integer("batch_size", None, "Images in a batch; default: 250, of large ones fewer.", 1)
 
 
 def main(argv):
@@ -52,14 +45,15 @@ def main(argv):
         raise app.UsageError("--dataset needs --output_dir, since RUN/analysis is of the run's own")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.ERROR)
-    from gaternet_tf.analysis.files import DOCUMENT
-    from gaternet_tf.analysis.report import headlines
-    from gaternet_tf.documents import read_json
+    from gaternet_tf.analysis.files import load
+    from gaternet_tf.analysis.report import draw, headlines
     from gaternet_tf.errors import UserError
 
     try:
-        directory = _redraw() if FLAGS.redraw else _analyse()
-        for sentence in headlines(read_json(directory / DOCUMENT)):
+        directory = pathlib.Path(FLAGS.redraw) if FLAGS.redraw else _analyse()
+        analysis = load(directory)
+        draw(analysis, directory)
+        for sentence in headlines(analysis.document):
             print(sentence)
     except (UserError, OSError) as error:
         print(f"gaternet_tf.analysis: error: {error}", file=sys.stderr)
@@ -68,39 +62,20 @@ def main(argv):
     return 0
 
 
-def _analyse():
-    from gaternet_tf.analysis.analyse import (
-        AnalysisConfig,
-        analyse,
-        prepare_output,
-        put_in_place,
-    )
+def _analyse() -> pathlib.Path:
+    from gaternet_tf.analysis.analyse import analyse, prepare_output
     from gaternet_tf.analysis.files import save
     from gaternet_tf.analysis.networks import network_of_export, network_of_run
-    from gaternet_tf.analysis.report import draw
 
-    names = ("dataset", "data_dir", "download", "split", "perplexity", "seed", "batch_size")
-    settings: dict[str, Any] = {name: FLAGS[name].value for name in names}
-    config = AnalysisConfig(**settings)
     network = network_of_run(FLAGS.workdir) if FLAGS.workdir else network_of_export(FLAGS.model_dir)
     own = (FLAGS.split or network.test_split) == network.test_split
     name = "analysis" if own else f"analysis-{FLAGS.split}"
     directory = prepare_output(FLAGS.output_dir or pathlib.Path(FLAGS.workdir) / name)
-    analysis = analyse(network, config)
+    names = ("dataset", "data_dir", "download", "split", "perplexity", "seed", "batch_size")
+    settings: dict[str, Any] = {name: FLAGS[name].value for name in names}
+    analysis = analyse(network, **settings)
     directory.mkdir(parents=True, exist_ok=True)
-    # Within the directory, which may be a file system of its own; what took long is safe first.
-    for write in (functools.partial(save, analysis), functools.partial(draw, source=directory)):
-        with tempfile.TemporaryDirectory(prefix=".new-", dir=directory) as made:
-            write(pathlib.Path(made))
-            put_in_place(pathlib.Path(made), directory)
-    return directory
-
-
-def _redraw():
-    from gaternet_tf.analysis.report import draw
-
-    directory = pathlib.Path(FLAGS.redraw)
-    draw(directory, directory)
+    save(analysis, directory)
     return directory
 
 

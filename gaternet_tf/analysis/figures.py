@@ -30,9 +30,9 @@ CLASS_MARKERS = "os^Dv"
 """Shape and colour together tell 50 classes apart."""
 LEGEND_CLASSES = 20
 LONGEST_NAME = 24
-"""Letters of a class name in a figure; the tables have it whole."""
+"""Letters of a class name in a figure; tables hold it whole."""
 UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-"""Unicode's categories of characters that are no letters, signs or spaces."""
+"""Unicode categories of characters that cannot be drawn."""
 STYLE: Any = {
     "svg.hashsalt": "gaternet",
     "font.size": 9,
@@ -58,9 +58,9 @@ class Figure:
     Attributes:
       name: of its files.
       title: a few words.
-      caption: what is seen and how to read it.
-      alternative: what it shows, for those who do not see it.
-      rows: the numbers behind it, headings first.
+      caption: what it shows and how to read it.
+      alternative: the text for those who cannot see it.
+      rows: its numbers, headings first.
       draw: draws it on an empty matplotlib figure.
     """
 
@@ -73,7 +73,7 @@ class Figure:
 
 
 def figures_of(analysis: Analysis) -> list[Figure]:
-    """The figures that this analysis has numbers for."""
+    """Returns the figures of an analysis; without points there is no t-SNE picture."""
     document = analysis.document
     figures = [
         _kinds_by_unit(document["units"]),
@@ -82,10 +82,7 @@ def figures_of(analysis: Analysis) -> list[Figure]:
     ]
     if len(analysis.points):
         figures.append(_t_sne(analysis))
-    figures.append(_rate_by_class(document))
-    if "absent" not in document["macs"]:
-        figures.append(_macs_per_image(document))
-    return figures
+    return [*figures, _rate_by_class(document), _macs_per_image(document)]
 
 
 def write_figure(figure: Figure, directory: pathlib.Path) -> None:
@@ -114,10 +111,10 @@ def class_style(number: int) -> tuple[str, str]:
 
 
 def shown_name(name: str, longest: int = LONGEST_NAME) -> str:
-    r"""A name as figures show it, since names are anybody's and may hold anything.
+    r"""Returns the name of a class, a directory or a run as figures show it.
 
-    What cannot be drawn, control characters (SVG may not even hold them) and those that the font
-    has not, is escaped as in Python: a tab is shown as \t. A long name loses its middle.
+    Characters that cannot be drawn (SVG files must not hold control characters, and fonts lack
+    some) are escaped as in Python: a tab is shown as \t. A long name loses its middle.
     """
     font = get_font(findfont(FontProperties()))
     text = "".join(
@@ -133,7 +130,7 @@ def shown_name(name: str, longest: int = LONGEST_NAME) -> str:
 
 
 def literally(texts: Iterable[Text]) -> None:
-    """Lets a dollar sign in a name begin no formula."""
+    """Draws dollar signs in texts as they are instead of as formulas."""
     for text in texts:
         text.set_parse_math(False)
 
@@ -189,7 +186,7 @@ def _kinds_by_unit(units):
 
 
 def _bars(histogram, xlabel, ylabel, lines=(), whole=True):
-    """Draws a histogram, of whole numbers or others; `lines` are (place, label)."""
+    """Returns a function that draws a histogram, with dashed lines at (place, label)."""
     # The bar of the number 5 is drawn around it, from 4.5 to 5.5.
     edges = np.array(histogram["edges"], float) - (0.5 if whole else 0.0)
     numbers = histogram["counts"]

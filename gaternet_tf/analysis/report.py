@@ -1,6 +1,7 @@
 """report.html: one file, opened in any browser without a network; and the tables as CSV."""
 
 import base64
+import functools
 import io
 import json
 import math
@@ -14,18 +15,19 @@ import numpy as np
 from PIL import Image
 
 from gaternet_tf.analysis.figures import (
+    FIGURE_NAMES,
     Figure,
     class_style,
     figures_of,
     write_csv,
     write_figure,
 )
-from gaternet_tf.analysis.files import Analysis, load
+from gaternet_tf.analysis.files import Analysis
 
 REPORT = "report.html"
 FIGURES_IN_TEXT = ("gate_kinds_by_unit", "images_per_gate", "gates_per_image", "macs_per_image")
 QUALITY = 80
-"""Of the small pictures in the report, which are compressed."""
+"""WebP quality of the thumbnails."""
 UNIT_COLUMNS = (
     ("name", "unit"),
     ("total", "gates"),
@@ -35,17 +37,25 @@ UNIT_COLUMNS = (
     ("gate_rate", "gates on, %"),
     ("images_off", "images without the branch"),
 )
+SPREAD_COLUMNS = ("images", "min", "max", "mean", "std")
+CHARACTERISTIC_COLUMNS = (
+    *("gate", "stage", "unit", "convolution", "channel"),
+    *("mutual_information", "rate_in_class", "rate_elsewhere"),
+)
+CHANGED_COLUMNS = ("images", "gates", "input_dependent", "images_unchanged", "predictions")
 
 
-def draw(directory: str | os.PathLike, source: str | os.PathLike) -> None:
-    """Draws figures, tables and report into `directory` from the two files in `source`.
+def draw(analysis: Analysis, directory: str | os.PathLike) -> None:
+    """Draws figures, tables and report into `directory`, the report last.
 
-    Raises:
-      UserError: when they are not there, or do not fit each other.
+    Figures of an earlier analysis that this one does not have are removed.
     """
     directory = pathlib.Path(directory)
-    analysis = load(source)
+    (directory / REPORT).unlink(missing_ok=True)
     figures = figures_of(analysis)
+    for name in set(FIGURE_NAMES) - {figure.name for figure in figures}:
+        for suffix in (".png", ".svg", ".csv"):
+            (directory / f"{name}{suffix}").unlink(missing_ok=True)
     for figure in figures:
         write_figure(figure, directory)
     write_tables(analysis, directory)
@@ -53,7 +63,7 @@ def draw(directory: str | os.PathLike, source: str | os.PathLike) -> None:
 
 
 def write_report(analysis: Analysis, figures: Sequence[Figure], directory: pathlib.Path) -> None:
-    """Writes report.html, which shows `figures` from their SVG files in `directory`."""
+    """Writes report.html, which contains the SVG files of `figures` in `directory`."""
     document = analysis.document
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_resource),
@@ -68,7 +78,7 @@ def write_report(analysis: Analysis, figures: Sequence[Figure], directory: pathl
     text = environment.get_template("report.html.jinja").render(
         document=document,
         headlines=headlines(document),
-        figures=[by_name[name] for name in FIGURES_IN_TEXT if name in by_name],
+        figures=[by_name[name] for name in FIGURES_IN_TEXT],
         t_sne=by_name.get("t_sne"),
         heat_map=by_name["gate_rate_by_class"],
         svg={figure.name: _svg(directory / f"{figure.name}.svg") for figure in figures},
@@ -82,7 +92,7 @@ def write_report(analysis: Analysis, figures: Sequence[Figure], directory: pathl
 
 
 def headlines(document: dict) -> list[str]:
-    """The main numbers, a sentence each."""
+    """Returns the main numbers, a sentence each."""
     gates, on, images = document["gates"], document["gates_on"]["all"], document["images"]
     sentences = [
         *_other_dataset(document),
@@ -100,14 +110,12 @@ def headlines(document: dict) -> list[str]:
     if never:
         units = "1 unit never runs" if len(never) == 1 else f"{len(never)} units never run"
         sentences.append(f"The branch of {units}: {', '.join(never)}.")
-    macs = document["macs"]
-    if "absent" not in macs:
-        left = macs["without_off_filters"]["mean"]
-        sentences.append(
-            f"In theory, leaving out the filters that are off leaves {left / 1e6:.2f} of "
-            f"{macs['total'] / 1e6:.2f} million multiply-accumulates for an image "
-            f"({left / macs['total']:.1%}), the gater's included."
-        )
+    total, left = document["macs"]["total"], document["macs"]["without_off_filters"]["mean"]
+    sentences.append(
+        f"In theory, leaving out the filters that are off leaves {left / 1e6:.2f} of "
+        f"{total / 1e6:.2f} million multiply-accumulates for an image ({left / total:.1%}), the "
+        "gater's included."
+    )
     near = document["separation"]["neighbours"]
     if "absent" not in near:
         sentences.append(
@@ -119,7 +127,7 @@ def headlines(document: dict) -> list[str]:
 
 
 def _other_dataset(document):
-    """What must be said first of a network that was trained on other pictures."""
+    """Returns a warning if the network was trained on another dataset."""
     trained, shown = document["source"]["dataset"], document["dataset"]
     if all(trained[key] == shown[key] for key in ("name", "version")):
         return []
@@ -132,45 +140,28 @@ def _other_dataset(document):
 def write_tables(analysis: Analysis, directory: pathlib.Path) -> None:
     """Writes units.csv, convolutions.csv, classes.csv, characteristic.csv, changed_pictures.csv."""
     document = analysis.document
+    classes, changed = document["classes"], document["changed_pictures"]
+    on, characteristic = document["gates_on"]["by_class"], document["characteristic"]
+    write = functools.partial(_write_table, directory)
     for name in ("units", "convolutions"):
-        rows = document[name]
-        write_csv(directory / f"{name}.csv", [list(rows[0]), *(list(row.values()) for row in rows)])
-    columns = ("images", "min", "max", "mean", "std")
-    by_class = zip(document["classes"], document["gates_on"]["by_class"], strict=True)
-    write_csv(
-        directory / "classes.csv",
-        [
-            ["class", *columns],
-            *([name, *(row.get(key, "") for key in columns)] for name, row in by_class),
-        ],
-    )
-    keys = (
-        *("gate", "stage", "unit", "convolution", "channel"),
-        *("mutual_information", "rate_in_class", "rate_elsewhere"),
-    )
-    write_csv(
-        directory / "characteristic.csv",
-        [
-            ["class", *keys],
-            *(
-                [name, *(row[key] for key in keys)]
-                for name, rows in zip(document["classes"], document["characteristic"], strict=True)
-                for row in rows
-            ),
-        ],
-    )
-    changed = document["changed_pictures"]
-    shares = ("images", "gates", "input_dependent", "images_unchanged", "predictions")
-    write_csv(
-        directory / "changed_pictures.csv",
-        [
-            ["change", *shares],
-            *(
-                [name, *("" if isinstance(row[key], dict) else row[key] for key in shares)]
-                for name, row in changed.items()
-            ),
-        ],
-    )
+        first, *columns = document[name][0]
+        write(name, first, columns, [(row[first], row) for row in document[name]])
+    write("classes", "class", SPREAD_COLUMNS, zip(classes, on, strict=True))
+    gates = [
+        (name, row) for name, rows in zip(classes, characteristic, strict=True) for row in rows
+    ]
+    write("characteristic", "class", CHARACTERISTIC_COLUMNS, gates)
+    write("changed_pictures", "change", CHANGED_COLUMNS, changed.items())
+
+
+def _write_table(directory, name, first, columns, rows):
+    """Writes (name, values) rows; numbers that do not exist are left empty."""
+
+    def cell(value):
+        return "" if isinstance(value, dict) else value
+
+    lines = [[name, *(cell(row.get(key, "")) for key in columns)] for name, row in rows]
+    write_csv(directory / f"{name}.csv", [[first, *columns], *lines])
 
 
 def _resource(name):
@@ -182,19 +173,19 @@ def _svg(path):
 
 
 def _heat(rate):
-    """(background, text colour) of a cell with a rate from 0 to 1, from light to dark blue."""
+    """Returns (background, text colour) of a cell: light blue for the rate 0, dark blue for 1."""
     light, dark = np.array([247, 251, 255]), np.array([8, 48, 107])
     colour = (light + rate * (dark - light)).round().astype(int)
     linear = np.where(colour <= 10, colour / 3294.6, ((colour / 255 + 0.055) / 1.055) ** 2.4)
     luminance = float(linear @ [0.2126, 0.7152, 0.0722])
-    # Whichever has more contrast, as WCAG defines it: 4.5 to 1 or more on any colour.
+    # The one with more contrast, as WCAG defines it: 4.5 to 1 or more on any colour.
     text = "#fff" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "#000"
     red, green, blue = colour.tolist()
     return f"rgb({red},{green},{blue})", text
 
 
 def _swatch(number):
-    """The colour and the outline of a class' points, as of `svg` elements in a box of 10 x 10."""
+    """Returns the colour and the SVG path, in a box of 10 x 10, of a class' points."""
     colour, marker = class_style(number)
     shapes = {
         "o": "M5 1a4 4 0 1 0 .01 0z",
@@ -207,7 +198,7 @@ def _swatch(number):
 
 
 def _atlas(analysis):
-    """All small pictures in one: `source`, `columns`, `rows`, `width`, `height` of a picture."""
+    """Returns all thumbnails in one picture, with its numbers of `columns` and `rows`."""
     pictures = analysis.thumbnails
     if not len(pictures):
         return None
@@ -229,7 +220,7 @@ def _atlas(analysis):
 
 
 def _data(analysis, atlas):
-    """What the report's script reads, as JSON that is safe within a script element."""
+    """Returns the data of the report's script, as JSON that is safe within a script element."""
     record, sample = analysis.record, analysis.sample
     points = analysis.points
     scaled = points

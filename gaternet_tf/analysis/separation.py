@@ -11,9 +11,9 @@ from sklearn.neighbors import NearestNeighbors
 from gaternet_tf.analysis.record import GateRecord
 
 IMAGES = 10_000
-"""More are sampled."""
+"""Of more images, a sample is taken."""
 NUMBERS = 50_000_000
-"""Images x input-dependent gates that are taken at once: 200 MB. More, and fewer are sampled."""
+"""Most images x input-dependent gates in memory (200 MB); above it the sample is smaller."""
 COMPONENTS = 400
 """Dimensions that PCA leaves for t-SNE, as in the paper."""
 SILHOUETTE_IMAGES = 5_000
@@ -24,13 +24,13 @@ SEED = 0.0015
 
 @dataclasses.dataclass(frozen=True)
 class Separation:
-    """What `separate` found.
+    """Result of `separate`.
 
     Attributes:
-      sample: int64 [n], the images that were looked at, ascending.
+      sample: int64 [n], the images in the sample, ascending.
       points: float32 [n, 2], their place in the picture; [0, 2] if there is none. Images with the
         same gates lie in a small disc around the place of their gate vector.
-      document: the numbers, JSON-ready. What cannot be had is `{"absent": reason}`.
+      document: the numbers, JSON-ready. Numbers that do not exist are `{"absent": reason}`.
     """
 
     sample: np.ndarray
@@ -41,19 +41,19 @@ class Separation:
 def separate(
     record: GateRecord, on: np.ndarray, perplexity: float = 30.0, seed: int = 0
 ) -> Separation:
-    """Looks at the gate vectors of at most 10,000 images.
+    """Measures how well the gate vectors of at most 10,000 images separate their classes.
 
-    The distinct vectors, of input-dependent gates only since the others add nothing, are reduced by
-    PCA to at most 400 dimensions and by t-SNE to 2: t-SNE ties a point to some 90 others, so it
-    would tear the copies of a vector apart that more images share. On the vectors themselves, with
-    the Hamming distance: the share of images whose class is the most frequent one among their 10
-    nearest other images, and the mean silhouette coefficient; and both again with the labels
-    shuffled, which is what chance gives.
+    The distinct vectors of input-dependent gates are reduced by PCA to at most 400 dimensions and
+    by t-SNE to 2. (Distinct, because t-SNE ties a point to some 90 others, and would tear apart the
+    copies of a vector that more images share.) On the vectors themselves, with the Hamming
+    distance: the share of images whose class is the most frequent one among their 10 nearest other
+    images, and the mean silhouette coefficient; and both again with shuffled labels, for
+    comparison with chance.
 
     Args:
       record: the gates.
       on: int64 [gates], on how many images each gate is on.
-      perplexity: of t-SNE, about the number of neighbours that an image is kept near to.
+      perplexity: of t-SNE, about the number of neighbours that each image keeps.
       seed: of the sample, PCA, t-SNE and the shuffling.
     """
     dependent = np.flatnonzero((on > 0) & (on < record.images))
@@ -93,10 +93,10 @@ def separate(
 
 
 def stratified_sample(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """Indices of at most `most` images, ascending, with the same share of each class.
+    """Returns the indices of at most `most` images, ascending, with the same share of each class.
 
-    Of each class the next lower whole number is taken and those with the largest remainders get one
-    more, so that there are exactly `most`; within a class the choice is random.
+    Shares are rounded down, and the classes with the largest remainders get one image more; within
+    a class the choice is random.
     """
     if len(labels) <= most:
         return np.arange(len(labels))
@@ -113,9 +113,16 @@ def stratified_sample(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
 
 
 def spread_out(places: np.ndarray, which: np.ndarray) -> np.ndarray:
-    """Points of images at `places` [m, 2], `which` [n] of them each, float32 [n, 2].
+    """Returns a point for each image, near the place `places[which]` of its gate vector.
 
-    Images at one place lie around it as the seeds of a sunflower do: the more, the larger the disc.
+    Images at one place lie around it like the seeds of a sunflower: the more, the larger the disc.
+
+    Args:
+      places: [m, 2].
+      which: [n], indices of places.
+
+    Returns:
+      float32 [n, 2].
     """
     rank = np.zeros(len(which), np.int64)
     order = np.argsort(which, kind="stable")
@@ -156,7 +163,8 @@ def _neighbours(vectors, labels, shuffled):
 
 
 def _majority_accuracy(near, labels):
-    """Share of images whose class is the most frequent among their neighbours (lowest at ties)."""
+    """Returns the share of images whose class is the most frequent among their neighbours."""
+    # Of equally frequent classes, the lowest number counts.
     votes = np.zeros((len(labels), labels.max() + 1), np.int32)
     np.add.at(votes, (np.arange(len(labels))[:, None], labels[near]), 1)
     return float(np.mean(votes.argmax(axis=1) == labels))

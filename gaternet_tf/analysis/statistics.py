@@ -19,22 +19,22 @@ CHARACTERISTIC = 5
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What one pass over a record counts.
+    """Counts over all images of a record.
 
     Attributes:
       on: int64 [gates], on how many images each gate is on.
       on_by_class: int32 [classes, gates], the same for the images of each class.
       images_by_class: int64 [classes].
       on_per_image: int64 [images], gates on.
-      macs_per_image: float64 [images], multiply-accumulates without off filters; None if unknown.
-      skipped: {(stage, unit): images for which the unit's branch is off}.
+      macs_per_image: float64 [images], multiply-accumulates without off filters.
+      skipped: {(stage, unit): number of images for which the unit's branch is off}.
     """
 
     on: np.ndarray
     on_by_class: np.ndarray
     images_by_class: np.ndarray
     on_per_image: np.ndarray
-    macs_per_image: np.ndarray | None
+    macs_per_image: np.ndarray
     skipped: dict[tuple[int, int], int]
 
 
@@ -43,14 +43,12 @@ def count(record: GateRecord) -> Counts:
     classes = len(record.classes)
     on_by_class = np.zeros((classes, record.gates), np.int32)
     on_per_image = np.zeros(record.images, np.int64)
-    total, gate_macs = record.macs, record.gate_macs
-    macs = None if total is None or gate_macs is None else np.full(record.images, float(total))
+    macs = np.full(record.images, float(record.macs))
     branches = _branches(record)
     skipped = dict.fromkeys(branches, 0)
     for part, gates in record.chunks():
         on_per_image[part] = gates.sum(axis=1, dtype=np.int64)
-        if macs is not None and gate_macs is not None:
-            macs[part] -= (1.0 - gates) @ gate_macs
+        macs[part] -= (1.0 - gates) @ record.gate_macs
         for unit, place in branches.items():
             skipped[unit] += int(np.sum(~gates[:, place].any(axis=1)))
         order = np.argsort(record.labels[part], kind="stable")
@@ -67,9 +65,9 @@ def count(record: GateRecord) -> Counts:
 
 
 def statistics_of(record: GateRecord, counts: Counts) -> dict:
-    """Every number but those of `separation` and of changed pictures, JSON-ready.
+    """Computes all numbers but those of `separation` and of changed pictures, JSON-ready.
 
-    What cannot be known is `{"absent": reason}`.
+    Numbers that do not exist are `{"absent": reason}`.
     """
     right = record.predictions == record.labels
     dependent = (counts.on > 0) & (counts.on < record.images)
@@ -104,7 +102,7 @@ def statistics_of(record: GateRecord, counts: Counts) -> dict:
 
 
 def kinds(on: np.ndarray, images: int) -> dict[str, int]:
-    """How many gates are of each kind, of gates that are on for `on` [gates] of `images`."""
+    """Counts the gates of each kind; `on` [gates] is on how many of `images` each gate is on."""
     dependent = (on > 0) & (on < images)
     rarely = dependent & (100 * on < images)
     mostly = dependent & (100 * on > 99 * images)
@@ -120,7 +118,7 @@ def kinds(on: np.ndarray, images: int) -> dict[str, int]:
 
 
 def convolutions(record: GateRecord, counts: Counts) -> list[dict]:
-    """`kinds` and the gate rate of each gated convolution, in network order."""
+    """Returns `kinds` and the gate rate of each gated convolution, in network order."""
     return [
         {
             "name": segment.name,
@@ -135,7 +133,7 @@ def convolutions(record: GateRecord, counts: Counts) -> list[dict]:
 
 
 def units(record: GateRecord, counts: Counts) -> list[dict]:
-    """The same of each residual unit.
+    """Returns the same of each residual unit.
 
     `images_off` is the number of images for which the unit's branch is off, that is all gates of
     its last convolution; `never_runs` whether that is all of them.
@@ -162,7 +160,7 @@ def units(record: GateRecord, counts: Counts) -> list[dict]:
 
 
 def histogram(values: np.ndarray, low: int, high: int) -> dict:
-    """Counts of whole numbers from `low` to `high` in at most 50 bins of the same whole width.
+    """Counts whole numbers from `low` to `high` in at most 50 bins of the same whole width.
 
     Returns:
       `edges`, the first number of each bin and one past the last bin's last, and `counts`.
@@ -175,7 +173,7 @@ def histogram(values: np.ndarray, low: int, high: int) -> dict:
 
 
 def spread(values: np.ndarray) -> dict:
-    """`images`, `min`, `max`, `mean` and `std` (of n) of numbers; absent for none."""
+    """Returns `images`, `min`, `max`, `mean` and `std` (of n) of numbers; absent for none."""
     if not len(values):
         return {"absent": "no such image"}
     return {
@@ -190,13 +188,16 @@ def spread(values: np.ndarray) -> dict:
 def mutual_information(
     on_in_class: np.ndarray, class_images: int, on: np.ndarray, images: int
 ) -> np.ndarray:
-    """Bits that gates tell about whether an image is of a class, float64 [gates].
+    """Computes the mutual information of each gate and membership in a class, in bits.
 
     Args:
       on_in_class: on how many of the class' images each gate is on, [gates].
       class_images: how many images the class has.
       on: on how many of all images each gate is on, [gates].
       images: how many images there are.
+
+    Returns:
+      float64 [gates].
     """
     joint = np.stack(
         [
@@ -212,7 +213,7 @@ def mutual_information(
 
 
 def characteristic(record: GateRecord, counts: Counts, number: int) -> list[dict]:
-    """The gates that tell most about whether an image is of a class; none for an absent class."""
+    """Returns the gates with most mutual information about a class; none for an absent class."""
     images = int(counts.images_by_class[number])
     others = record.images - images
     if not images or not others:
@@ -234,7 +235,7 @@ def characteristic(record: GateRecord, counts: Counts, number: int) -> list[dict
 
 
 def _rates_by_class(record, counts):
-    """Mean gate rate of each unit, [classes][units]; None for a class without images."""
+    """Returns the gate rate of each unit, [classes][units]; None for a class without images."""
     members: dict[tuple[int, int], list[int]] = {}
     for segment, place in _places(record):
         gates = range(place.start, place.stop)
@@ -247,8 +248,6 @@ def _rates_by_class(record, counts):
 
 
 def _macs(record, counts):
-    if counts.macs_per_image is None or record.gate_macs is None:
-        return {"absent": "the export's manifest does not say what the network costs"}
     saved = counts.macs_per_image
     low, high = saved.min(), saved.max()
     edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
@@ -268,7 +267,7 @@ def _macs(record, counts):
 
 
 def _places(record) -> list[tuple[GateSegment, slice]]:
-    """Each gated convolution and where its gates are."""
+    """Returns each gated convolution and the place of its gates."""
     places, start = [], 0
     for segment in record.gate_map.segments:
         places.append((segment, slice(start, start + segment.channels)))
@@ -277,5 +276,5 @@ def _places(record) -> list[tuple[GateSegment, slice]]:
 
 
 def _branches(record) -> dict[tuple[int, int], slice]:
-    """Where the gates of each unit's last gated convolution are, which let its branch through."""
+    """Returns the place of the gates of each unit's last gated convolution, its branch's output."""
     return {(segment.stage, segment.unit): place for segment, place in _places(record)}

@@ -1,8 +1,8 @@
-"""Datasets, all read through TFDS, and what happens to their pictures before the network."""
+"""Datasets, all read through TFDS, and the preprocessing of their pictures."""
 
 from gaternet_tf.data.augmentation import Augmentation
+from gaternet_tf.data.dataset import Dataset, hold_out
 from gaternet_tf.data.defaults import defaults_of
-from gaternet_tf.data.holdout import hold_out
 from gaternet_tf.data.pipeline import (
     channel_statistics,
     evaluation_batches,
@@ -12,7 +12,7 @@ from gaternet_tf.data.pipeline import (
     validation_batches,
 )
 from gaternet_tf.data.preprocessing import Preprocessing
-from gaternet_tf.data.sources import Dataset, open_dataset
+from gaternet_tf.data.sources import open_dataset
 
 __all__ = [
     "Augmentation",

@@ -10,11 +10,11 @@ CROP_ASPECT = (3 / 4, 4 / 3)
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """How training pictures are varied.
+    """Random crops and flips of training pictures.
 
-    Called on a batch, it pads by `padding` zero pixels on every side, crops at random to the old
-    size and maybe flips, as the CIFAR recipe does. With `resized_crop`, `cut` comes before that,
-    on each picture in its own size, as the ImageNet recipe does.
+    Calling it on a batch pads by `padding` zero pixels on every side, crops at random to the old
+    size and flips half of the pictures if `flip`, as in the CIFAR recipe. With `resized_crop`, each
+    picture is first `cut` in its own size, as in the ImageNet recipe.
     """
 
     padding: int = 0
@@ -22,10 +22,10 @@ class Augmentation:
     resized_crop: bool = False
 
     def cut(self, image, seed):
-        """A random part of a picture, to be scaled to the network's size (Inception's crop).
+        """Cuts a random part out of a picture, to be scaled to the network's size (Inception crop).
 
-        8 to 100 % of its area at an aspect ratio of 3:4 to 4:3, by TensorFlow's sampler; the whole
-        picture where that finds none in ten attempts.
+        The part has 8 to 100 % of the area at an aspect ratio of 3:4 to 4:3. TensorFlow's sampler
+        falls back to the whole picture after ten attempts.
 
         Args:
           image: any dtype [height, width, channels].
@@ -44,14 +44,14 @@ class Augmentation:
         return tf.ensure_shape(tf.slice(image, begin, size), [None, None, image.shape[-1]])
 
     def __call__(self, images, seed, start=0, whole=None):
-        """Augments a batch, each image by its own draw.
+        """Augments a batch, drawing for each image on its own.
 
         Args:
           images: any dtype [batch, height, width, channels].
           seed: integer [2]; the same seed gives the same crops and flips.
-          start: where in a larger batch of `whole` images these begin; the draws are then those
-            that they would have got there.
-          whole: size of that batch; None: these are all.
+          start: index of the first image in a larger batch, of which these are a part; the draws
+            are those of the larger batch.
+          whole: size of the larger batch; None if these images are all of it.
 
         Returns:
           Images of the same shape and dtype.

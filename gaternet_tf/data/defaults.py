@@ -1,21 +1,26 @@
-"""What the literature does with each known dataset, where the user does not say otherwise."""
+"""How each known dataset is preprocessed and augmented in the literature."""
 
 import dataclasses
 
 from gaternet_tf.data.augmentation import Augmentation
 
 NO_AUGMENTATION = Augmentation()
+TEST_SHARE = 0.2
+"""Share of the images that become the test where a dataset comes without one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Defaults:
-    """How a dataset is read, normalised and augmented unless flags say otherwise.
+    """How a dataset is preprocessed and augmented unless flags say otherwise.
 
-    `statistics` are the per-channel (mean, std) on the 0-to-1 scale; None: they are measured.
-    `image_size` is the side of the network's pictures, 0 for that of the files, and `resize` the
-    length in pixels that the shorter side is scaled to before the central crop of evaluation, 0
-    for scaling without a crop. `test_split` names the labelled split that is the test.
-    `manual_files` are those that nobody may fetch for the user, with their sizes in bytes.
+    Attributes:
+      augmentation: of the training pictures.
+      statistics: per-channel (mean, std) on the 0-to-1 scale; None to measure them.
+      image_size: side of the network's pictures in pixels; 0 for the size of the stored ones.
+      resize: length in pixels that the shorter side is scaled to before evaluation's central crop;
+        0 for scaling without a crop.
+      test_split: name of the labelled split that is the test; None for the first of the usual ones.
+      manual_files: (name, size in bytes) of the files that users must fetch themselves.
     """
 
     augmentation: Augmentation = NO_AUGMENTATION
@@ -40,7 +45,7 @@ DEFAULTS = {
         ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         image_size=224,
         resize=256,
-        # Where the archive of the test pictures was there too, its labels are all -1.
+        # TFDS stores -1 for all labels of the split "test".
         test_split="validation",
         manual_files=(
             ("ILSVRC2012_img_train.tar", 147_897_477_120),
@@ -51,8 +56,8 @@ DEFAULTS = {
 
 
 def defaults_of(name: str) -> Defaults:
-    """The entry of a dataset's name, or what holds for sets without one.
+    """Returns the defaults of a dataset by its name, which may end in a version (`cifar10:3.0.2`).
 
-    A version that is named (`cifar10:3.0.2`) changes nothing; a configuration is another set.
+    A configuration (`NAME/CONFIG`) is another dataset.
     """
     return DEFAULTS.get(name.partition(":")[0], Defaults())

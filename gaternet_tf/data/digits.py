@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits as a TFDS dataset: real images that need no network."""
+"""scikit-learn's handwritten digits as a TFDS dataset: real images that need no download."""
 
 import numpy as np
 import tensorflow_datasets as tfds

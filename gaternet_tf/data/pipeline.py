@@ -6,20 +6,21 @@ import numpy as np
 import tensorflow as tf
 
 from gaternet_tf.data.augmentation import Augmentation
+from gaternet_tf.data.dataset import PARALLEL_CALLS, Dataset, select, untuned
 from gaternet_tf.data.preprocessing import Preprocessing
-from gaternet_tf.data.sources import PARALLEL_CALLS, Dataset, untuned
 from gaternet_tf.errors import UserError
 from gaternet_tf.seeds import derive_seed
 
 CACHE_BYTES = 512 * 2**20
-"""A set is kept in memory up to this size: the pictures, or their files if those are cut anew."""
+"""Largest dataset kept in memory: its pictures, or its files where each epoch crops them anew."""
 SHUFFLE_BYTES = 2**30
-"""What the pictures, or files, that are shuffled among each other may take."""
+"""Size of the shuffle buffer."""
 PARALLEL_BATCHES = min(PARALLEL_CALLS, 8)
-"""Batches that are cropped and normalised at the same time; each holds its pictures as float32."""
+"""Batches cropped and normalised in parallel; each holds its pictures as float32."""
 READY_BATCHES = 2
-"""Batches made ahead of what asks for them."""
+"""Batches to prefetch."""
 STATISTICS_IMAGES = 10_000
+"""Images that `channel_statistics` reads at most."""
 
 
 def training_batches(
@@ -34,20 +35,27 @@ def training_batches(
     worker: int = 0,
     workers: int = 1,
 ):
-    """Batches of the training split for each of `epochs`, one epoch after the other.
+    """Returns the batches of the training split for each of `epochs`, one epoch after the other.
 
     Order, crops and flips of an epoch depend on `seed` and on the epoch's number alone: epochs
-    differ, a run repeats, and one resumed at epoch 7 sees what an unbroken one would have seen.
-    The last examples of an epoch that do not fill a batch are left out of that epoch, so that no
-    replica ever gets an empty batch. `steps_per_epoch` leaves out more of them, and `first_step`
-    the batches before it in the first epoch.
+    differ, a run repeats, and a run resumed at epoch 7 sees the batches that an unbroken one sees.
+    Examples at the end of an epoch that do not fill a batch are left out of it, so that no replica
+    ever gets an empty batch.
 
-    Small sets are decoded once and kept. Of large ones, and of those whose pictures are cut before
-    they are scaled, the files are shuffled and then decoded, as many at a time as SHUFFLE_BYTES
-    holds.
+    Small datasets are decoded once and kept in memory. Of large ones, and of those cropped in their
+    own size, the files are shuffled and then decoded.
 
-    Where several machines train, each gets its part of every batch: `worker` of `workers`. All
-    parts together are the batch that a single machine would get.
+    Args:
+      dataset: the dataset.
+      preprocessing: size and normalisation of the pictures.
+      augmentation: random crops and flips.
+      batch_size: images in a batch of all machines together.
+      epochs: numbers of the epochs.
+      seed: of order, crops and flips.
+      steps_per_epoch: batches in an epoch; None for all.
+      first_step: first batch of the first epoch, for a run stopped in the middle of it.
+      worker: number of this machine, from 0.
+      workers: number of machines; each gets its part of every batch.
 
     Returns:
       `tf.data` of (float32 [batch_size / workers, height, width, channels], int64 [batch_size /
@@ -67,7 +75,7 @@ def training_batches(
     base_seed = derive_seed(seed, "data")
     part = batch_size // workers
 
-    def picture(seed, file, label):
+    def crop_and_scale(seed, file, label):
         image, label = dataset.decode(file, label)
         if augmentation.resized_crop:
             return preprocessing.scale(augmentation.cut(image, seed)), label
@@ -90,7 +98,7 @@ def training_batches(
         else:
             cut_seed = tf.random.experimental.stateless_split(epoch_seed, 2)[1]
             data = places.map(
-                lambda place, example: picture(
+                lambda place, example: crop_and_scale(
                     tf.random.experimental.stateless_fold_in(cut_seed, place), *example
                 ),
                 num_parallel_calls=PARALLEL_CALLS,
@@ -118,10 +126,10 @@ def training_batches(
 def evaluation_batches(
     dataset: Dataset, preprocessing: Preprocessing, batch_size: int, split: str | None = None
 ):
-    """Batches of a whole split, the test split, in stored order; the last one may be smaller.
+    """Returns the batches of a split (the test split), in stored order; the last may be smaller.
 
     Raises:
-      UserError: for a split that the dataset has not.
+      UserError: for a split that the dataset does not have.
     """
     return _normalized(picture_batches(dataset, preprocessing, batch_size, split), preprocessing)
 
@@ -129,10 +137,10 @@ def evaluation_batches(
 def picture_batches(
     dataset: Dataset, preprocessing: Preprocessing, batch_size: int, split: str | None = None
 ):
-    """The same before normalisation: uint8 [batch, height, width, channels].
+    """Returns the same before normalisation: uint8 [batch, height, width, channels].
 
     Raises:
-      UserError: for a split that the dataset has not.
+      UserError: for a split that the dataset does not have.
     """
     if split is not None and split not in dataset.splits:
         raise UserError(
@@ -142,20 +150,26 @@ def picture_batches(
     return pictures.batch(batch_size).prefetch(READY_BATCHES)
 
 
-def some_pictures(dataset: Dataset, preprocessing: Preprocessing, split: str, wanted: np.ndarray):
-    """Those pictures of a split whose entry in `wanted`, bool [images], is true.
+def some_pictures(dataset: Dataset, preprocessing: Preprocessing, split: str, mask: np.ndarray):
+    """Returns a `tf.data` of those pictures of a split whose entry in `mask` is true.
+
+    The others are not decoded.
+
+    Args:
+      dataset: the dataset.
+      preprocessing: size of the pictures.
+      split: name of the split.
+      mask: bool [images].
 
     Returns:
-      `tf.data` of uint8 [height, width, channels], in stored order. The others are not decoded.
+      `tf.data` of uint8 [height, width, channels], in stored order.
     """
-    mask = tf.constant(wanted)
-    files = dataset.files(split).enumerate().filter(lambda number, _: mask[number])
-    pictures = _pictures(dataset, files.map(lambda _, example: example), preprocessing)
+    pictures = _pictures(dataset, select(dataset.files(split), mask), preprocessing)
     return pictures.map(lambda picture, _: picture)
 
 
 def validation_batches(dataset: Dataset, preprocessing: Preprocessing, batch_size: int):
-    """Batches of the images held out of training, in stored order; the last may be smaller."""
+    """Returns the batches held out of training, in stored order; the last may be smaller."""
     pictures = _pictures(dataset, dataset.validation_files(), preprocessing)
     if dataset.validation_images * math.prod(preprocessing.shape) <= CACHE_BYTES:
         pictures = pictures.cache()
@@ -172,9 +186,9 @@ def _normalized(batches, preprocessing):
 
 
 def channel_statistics(dataset: Dataset, preprocessing: Preprocessing):
-    """(mean, std), one number a channel on the 0-to-1 scale, of the first training images.
+    """Measures (mean, std) of the first training images, a number a channel on the 0-to-1 scale.
 
-    Only the picture size of `preprocessing` is used.
+    Of `preprocessing` only the picture size is used.
     """
     channels = preprocessing.channels
     pictures = _pictures(dataset, dataset.training_files(), preprocessing).take(STATISTICS_IMAGES)
@@ -195,7 +209,7 @@ def channel_statistics(dataset: Dataset, preprocessing: Preprocessing):
 
 
 def _pictures(dataset, files, preprocessing):
-    """Decoded pictures of the network's size, uint8, and their labels."""
+    """Decodes files to pictures of the network's size, uint8, and their labels."""
 
     def picture(file, label):
         image, label = dataset.decode(file, label)

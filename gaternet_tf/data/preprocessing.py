@@ -6,7 +6,7 @@ import tensorflow as tf
 
 
 def decode_rgb(encoded):
-    """JPEG, PNG, BMP or the first frame of a GIF (string scalar) to uint8 [height, width, 3]."""
+    """Decodes a JPEG, PNG, BMP or a GIF's first frame (string scalar) to uint8 [h, w, 3]."""
     image = tf.cond(
         tf.io.is_jpeg(encoded),
         lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE"),
@@ -17,7 +17,7 @@ def decode_rgb(encoded):
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """Size of the pictures a network takes, and how their values are normalised.
+    """Size of a network's input pictures, and the normalisation of their values.
 
     `mean` and `std` have one entry a channel, on the scale on which a pixel runs from 0 to 1.
     `resize` is the length in pixels that a picture's shorter side is scaled to before the central
@@ -37,12 +37,12 @@ class Preprocessing:
         return (self.height, self.width, self.channels)
 
     def normalize(self, images):
-        """uint8 [batch, height, width, channels] to float32 with mean 0 and deviation 1."""
+        """Normalises uint8 [batch, height, width, channels] to float32 of mean 0, deviation 1."""
         scaled = tf.cast(images, tf.float32) / 255.0
         return (scaled - tf.constant(self.mean)) / tf.constant(self.std)
 
     def fit(self, image):
-        """uint8 [h, w, 1 or 3] of any size to uint8 [height, width, channels]."""
+        """Scales and crops uint8 [h, w, 1 or 3] of any size to uint8 [height, width, channels]."""
         if not self.resize:
             return self.scale(image)
         sides = tf.shape(image)[:2]
@@ -55,13 +55,13 @@ class Preprocessing:
         )
 
     def scale(self, image):
-        """The whole picture, uint8 [h, w, 1 or 3], to uint8 [height, width, channels]."""
+        """Scales a whole picture, uint8 [h, w, 1 or 3], to uint8 [height, width, channels]."""
         return tf.ensure_shape(self._scaled(image, (self.height, self.width)), self.shape)
 
     def _scaled(self, image, sides):
-        """Bilinear with antialiasing (as Pillow does it).
+        """Scales bilinearly with antialiasing, as Pillow does.
 
-        A picture of the right size stays as it is to the last bit.
+        A picture of the right size keeps its values.
         """
         if self.channels == 1 and image.shape[-1] == 3:
             image = tf.image.rgb_to_grayscale(image)
@@ -71,17 +71,17 @@ class Preprocessing:
         return tf.saturate_cast(tf.round(resized), tf.uint8)
 
     def decode(self, encoded):
-        """JPEG, PNG, BMP or the first frame of a GIF (string scalar) to what `fit` returns."""
+        """Decodes a JPEG, PNG, BMP or a GIF's first frame (string scalar), and fits it."""
         # BMP knows no grey and "channels=1" means another formula in each format, so every
         # picture is decoded to RGB, and `fit` makes it grey where the network wants grey.
         return self.fit(decode_rgb(encoded))
 
     def to_dict(self) -> dict:
-        """The JSON-ready form that run directories and manifests hold."""
+        """Returns the JSON-ready form in run directories and manifests."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict) -> "Preprocessing":
-        """What `to_dict` gave, also after a trip through JSON."""
+        """Makes a `Preprocessing` of what `to_dict` returned, also after a trip through JSON."""
         values = {**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])}
         return cls(**values)

@@ -4,9 +4,9 @@
 #   serving/docker/make_test_tls.sh DIRECTORY [SERVER_NAME_OR_ADDRESS...]
 #
 # Writes ca.pem, server.pem and server.key, client.pem and client.key, and ssl.config for
-# tensorflow_model_server --ssl_config_file, which asks clients for a certificate. The names default
-# to localhost and 127.0.0.1. The authority's key is thrown away: it signs nothing else. All ends
-# after 30 days. In production, certificates come from your own authority.
+# tensorflow_model_server --ssl_config_file, which requires a certificate of clients. The names
+# default to localhost and 127.0.0.1. The authority's key is deleted, so it signs nothing else. All
+# certificates expire after 30 days. In production, certificates come from your own authority.
 set -eu
 
 if [ $# -lt 1 ]; then
@@ -56,5 +56,5 @@ server_cert: "$(text server.pem)"
 custom_ca: "$(text ca.pem)"
 client_verify: true
 CONFIG
-# The server in the container is another user; who may enter the directory is for you to say.
+# The server in the container runs as another user. The directory itself stays closed to others.
 chmod 644 ssl.config ca.pem server.pem client.pem

@@ -52,11 +52,6 @@ def test_counts_whatever_the_batch_size(size):
     assert "1 always on, 1 always off, 2 input-dependent; on per image 1 to 3" in describe(result)
 
 
-def test_no_images_is_an_error():
-    with pytest.raises(ValueError, match="at least one image"):
-        evaluate(planted_model(), [])
-
-
 def test_a_dataset_of_other_classes_is_refused(trained, digits, monkeypatch):
     other = dataclasses.replace(digits, name="pets", labels=("cat", "dog"))
     monkeypatch.setattr("gaternet_tf.evaluation.open_dataset", lambda *_: other)

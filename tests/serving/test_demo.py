@@ -2,11 +2,11 @@
 
 import re
 import shutil
+import sys
 
 import pytest
 
-from serving.client import ClientError
-from serving.demo import local_server
+from serving.demo import classify_labelled, main
 
 
 def test_prints_a_table_and_stops_the_server(run_module, exported, trained):
@@ -20,7 +20,6 @@ def test_prints_a_table_and_stops_the_server(run_module, exported, trained):
     right = 0
     for row in rows:
         picture, true, predicted, probability, gates = re.split(r"\s\s+", row)
-        assert picture.endswith(".png")
         assert f"/{true}/" in picture
         assert 0.1 <= float(probability) <= 1
         assert re.fullmatch(r"\d+ of 112", gates)
@@ -29,33 +28,21 @@ def test_prints_a_table_and_stops_the_server(run_module, exported, trained):
     assert last == "server stopped"
 
 
-def test_a_picture_that_is_not_one_is_told_in_its_row(run_module, exported, trained, tmp_path):
+def test_a_broken_picture_has_an_error_in_its_row(server, trained, tmp_path, capsys):
     shutil.copytree(trained.pictures, tmp_path / "pictures")
     (tmp_path / "pictures" / "0" / "broken.png").write_bytes(b"broken")
-    done = run_module("serving.demo", f"--model_base_path={exported}", "pictures")
-    assert done.status == 1
-    assert "pictures/0/broken.png  0           error: a picture must be a whole" in done.out
-    assert len(done.out.splitlines()) == 14
+    assert not classify_labelled(server, sorted(tmp_path.glob("pictures/*/*.png")))
+    out = capsys.readouterr().out
+    assert re.search(r"broken\.png  0 +error: the server refused it", out)
+    assert len(out.splitlines()) == 12
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--model_base_path=nowhere", "pictures"], ["nowhere", "did not start"]),
-        (["--model_base_path=nowhere", "empty"], ["CLASS/NAME.png", "'empty'", "none"]),
-        (["pictures"], ["--model_base_path"]),
-    ],
-)
-def test_bad_input_is_refused(run_module, trained, tmp_path, flags, words):
-    shutil.copytree(trained.pictures, tmp_path / "pictures")
-    (tmp_path / "empty").mkdir()
-    run_module("serving.demo", *flags).assert_refused(*words)
-
-
-def test_the_server_ends_with_the_block_even_on_an_error(exported):
-    with pytest.raises(KeyError), local_server(str(exported)) as target:
-        raise KeyError
-    from serving.client import GaterNetClient
-
-    with GaterNetClient(target, "gaternet") as client, pytest.raises(ClientError, match="none"):
-        client.status()
+def test_what_cannot_be_shown_is_an_error(trained, tmp_path, monkeypatch, capsys):
+    flags = ["--model_base_path=nowhere"]
+    with pytest.raises(SystemExit, match="2"):
+        main([*flags, str(tmp_path)])
+    assert f"CLASS/NAME.png in '{tmp_path}'" in capsys.readouterr().err
+    # As when the server says on the standard error what is wrong, and ends.
+    monkeypatch.setattr(sys, "executable", "false")
+    assert main([*flags, str(trained.pictures)]) == 1
+    assert "the local server did not start" in capsys.readouterr().err

@@ -1,158 +1,388 @@
-"""python -m serving.server as a user starts and stops it."""
+"""The local server: what it answers, which exports it refuses, how it starts, swaps and stops."""
 
 import contextlib
 import os
+import pathlib
 import re
 import shutil
 import signal
 import socket
+import time
 
+import grpc
+import keras
+import numpy as np
 import pytest
+import tensorflow as tf
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from helpers import ROOT, help_without_tensorflow, run_module, running
-from toy_models import write_toy
+from tensorflow_serving.apis import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_service_pb2_grpc,
+    prediction_log_pb2,
+    prediction_service_pb2_grpc,
+)
+from toy_models import predict_request, warm_up_log, write_toy, write_warm_up
 
-from serving.client import GaterNetClient
-from serving.demo import local_server
+from serving.server.services import start_server
+from serving.server.versions import NewestVersion
+
+DEADLINE = 120
+"""Seconds after which a test gives up waiting for another process or thread."""
+X = np.array([[1, 2], [3, 4]], np.float32)
+
+
+class Stubs:
+    """Calls the server at host:port."""
+
+    def __init__(self, channel):
+        self.prediction = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        self.predict = self.prediction.Predict
+        self.model = model_service_pb2_grpc.ModelServiceStub(channel)
+        self.health = health_pb2_grpc.HealthStub(channel)
+
+    def states(self, name="toy"):
+        """Returns the state and error message of each version, in the order of the answer."""
+        request = get_model_status_pb2.GetModelStatusRequest()
+        request.model_spec.name = name
+        answer = self.model.GetModelStatus(request, timeout=DEADLINE)
+        state_name = get_model_status_pb2.ModelVersionStatus.State.Name
+        return {
+            entry.version: (state_name(entry.state), entry.status.error_message)
+            for entry in answer.model_version_status
+        }
 
 
 @contextlib.contextmanager
-def started(*flags):
-    """A server process and its first line; killed with the block if it still runs."""
-    with running("serving.server", "--port=0", *flags, cwd=ROOT) as process:
-        yield process, process.stdout.readline()
+def connected(target):
+    options = [("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", -1)]
+    with grpc.insecure_channel(target, options) as channel:
+        yield Stubs(channel)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_starts_on_loopback_and_stops_cleanly_on_a_signal(exported, number):
-    with started(f"--model_base_path={exported}", "--model_name=gaternet") as (process, line):
-        port = int(re.search(r"serving gaternet version 1 on 127\.0\.0\.1:(\d+) ", line)[1])
-        assert "production is TensorFlow Serving" in line
-        with GaterNetClient(f"localhost:{port}", "gaternet") as client:
-            assert client.status() == {1: "AVAILABLE"}
-        # Every 127.x.x.x is this machine; a server on all interfaces would answer there too.
-        with pytest.raises(OSError, match="refused"):
-            socket.create_connection(("127.0.0.2", port), timeout=5)
-        process.send_signal(number)
-        out, err = process.communicate(timeout=30)
-        assert (process.returncode, out) == (0, "server stopped\n")
-        # TensorFlow says of itself that it found no GPU.
-        assert [
-            line for line in err.splitlines() if not re.match("WARNING: All log|I0000", line)
-        ] == []
+@contextlib.contextmanager
+def serving(model):
+    """Serves a `NewestVersion` in this process."""
+    server, port = start_server(model, "127.0.0.1", 0)
+    try:
+        with connected(f"127.0.0.1:{port}") as stubs:
+            yield stubs
+    finally:
+        server.stop(None)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_server_that_is_starting(tmp_path, number):
-    # It begins to read, and there is no end.
-    os.mkfifo(tmp_path / "models.config")
-    flags = ["--port=0", "--model_config_file=models.config"]
-    with (
-        running("serving.server", *flags, cwd=tmp_path) as process,
-        open(tmp_path / "models.config", "w"),
-    ):
-        process.send_signal(number)
-        assert process.wait(timeout=30) == 128 + number
+def wait_until(condition):
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
 
 
-@pytest.mark.parametrize("verbosity", [[], ["--verbosity=0"]])
-def test_warnings_are_in_the_log_and_more_on_demand(tmp_path, verbosity):
-    write_toy(tmp_path / "toy")
-    (tmp_path / "models.config").write_text(
-        f'model_config_list {{ config {{ name: "toy" base_path: "{tmp_path / "toy"}" '
-        'model_platform: "tensorflow" '
-        "model_version_policy { specific { versions: 1 versions: 77 } } } }"
-    )
-    flags = [
-        f"--model_config_file={tmp_path / 'models.config'}",
-        # Ignored, as on the real server.
-        "--model_base_path=nowhere",
-        "--file_system_poll_wait_seconds=0.1",
-    ]
-    with started(*flags, *verbosity) as (process, line):
-        assert "serving toy version 1 on" in line
-        (tmp_path / "toy").rename(tmp_path / "elsewhere")
-        err = ""
-        for more in process.stderr:
-            err += more
-            if "model toy stays as it is" in more:
-                break
-        process.send_signal(signal.SIGTERM)
-        err += process.communicate(timeout=30)[1]
-    assert "Version 77 of servable toy, which was requested to be served" in err
-    assert "deprecated" not in err
-    assert ("model toy version 1: 0 warm-up records" in err) == bool(verbosity)
+def arrays(response):
+    return {name: tf.make_ndarray(proto) for name, proto in response.outputs.items()}
 
 
-def test_serves_the_newest_version_by_number(exported, tmp_path):
-    for name in ("9", "0010"):
-        shutil.copytree(exported / "1", tmp_path / name)
-    for name in ("1.5", "tmp-11", ".12", "latest"):
-        (tmp_path / name).mkdir()
-    with local_server(str(tmp_path)) as target, GaterNetClient(target, "gaternet") as client:
-        assert client.status() == {10: "AVAILABLE"}
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    base_path = tmp_path_factory.mktemp("models") / "toy"
+    write_toy(base_path)
+    with serving(NewestVersion("toy", base_path)) as stubs:
+        yield stubs
 
 
-def test_a_number_that_is_not_a_model_is_refused(tmp_path):
-    (tmp_path / "3").mkdir()
-    flags = [f"--model_base_path={tmp_path}", "--port=0"]
-    run_module("serving.server", *flags, cwd=tmp_path).assert_refused(
-        "version 3 must be a SavedModel", str(tmp_path / "3")
-    )
+@pytest.fixture(scope="module")
+def images(digits):
+    return np.stack([image.numpy() for image, _ in digits.examples("test").take(3)])
 
 
-def damage_graph(version):
-    (version / "saved_model.pb").write_bytes(b"damaged")
+def classify_request(pictures, model="gaternet", signature="classify"):
+    request = classification_pb2.ClassificationRequest()
+    request.model_spec.name = model
+    request.model_spec.signature_name = signature
+    for picture in pictures:
+        example = request.input.example_list.examples.add()
+        example.features.feature["image/encoded"].bytes_list.value.append(picture)
+    return request
 
 
-def damage_variables(version):
-    os.truncate(version / "variables" / "variables.data-00000-of-00001", 100)
+def test_all_methods_answer_what_the_keras_model_does(server, images, trained):
+    outputs = trained.load_model()(trained.preprocessing.normalize(images), training=False)
+    wanted = tf.nn.softmax(outputs["logits"]).numpy()
+    pictures = [tf.io.encode_png(image).numpy() for image in images]
+    with connected(server) as stubs:
+        for signature, inputs in [
+            ("", {"images": images}),
+            ("gates", {"images": images}),
+            ("image_bytes", {"image_bytes": pictures}),
+        ]:
+            request = predict_request(inputs, model="gaternet", signature=signature)
+            response = stubs.predict(request, timeout=DEADLINE)
+            spec = response.model_spec
+            assert (spec.name, spec.version.value) == ("gaternet", 1)
+            assert spec.signature_name == (signature or "serving_default")
+            # As TensorFlow Serving does: clients that read this field work on either.
+            assert len(response.outputs["probabilities"].float_val) == wanted.size
+            answer = arrays(response)
+            np.testing.assert_allclose(answer["probabilities"], wanted, atol=1e-5)
+            assert answer["class_ids"].tolist() == wanted.argmax(-1).tolist()
+            assert [int(label) for label in answer["labels"]] == answer["class_ids"].tolist()
+            if signature == "gates":
+                np.testing.assert_array_equal(answer["gates"], outputs["gates"])
+        result = stubs.prediction.Classify(classify_request(pictures), timeout=DEADLINE).result
+    for row, probabilities in zip(result.classifications, wanted, strict=True):
+        assert [entry.label for entry in row.classes] == [str(digit) for digit in range(10)]
+        scores = [entry.score for entry in row.classes]
+        np.testing.assert_allclose(scores, probabilities, atol=1e-5)
 
 
-def remove_variables(version):
-    (version / "variables" / "variables.index").unlink()
+def test_metadata_lists_the_signatures(server):
+    request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+    request.model_spec.name = "gaternet"
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    with connected(server) as stubs:
+        answer = stubs.prediction.GetModelMetadata(request, timeout=DEADLINE)
+    answer.metadata["signature_def"].Unpack(signatures)
+    assert {"serving_default", "image_bytes", "classify", "gates"} <= set(signatures.signature_def)
+    assert signatures.signature_def["image_bytes"].inputs["image_bytes"].dtype == 7  # DT_STRING
+    assert answer.model_spec.version.value == 1
 
 
-UNLOADABLE = "version 1 must be a SavedModel tagged 'serve', and 'models/1' cannot be loaded"
+def test_status_and_health(toy):
+    assert toy.states() == {1: ("AVAILABLE", "")}
+    answer = toy.health.Check(health_pb2.HealthCheckRequest(), timeout=DEADLINE)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_a_version_may_be_named_and_outputs_filtered(toy):
+    response = toy.predict(predict_request({"x": X}, ["y"], version=1), timeout=DEADLINE)
+    assert arrays(response).keys() == {"y"}
+    np.testing.assert_array_equal(arrays(response)["y"], X + 1)
+
+
+def test_messages_above_64_mib_pass(toy):
+    many = np.ones((2**23 + 1, 2), np.float32)
+    answer = arrays(toy.predict(predict_request({"x": many}, ["rows"]), timeout=DEADLINE))
+    assert answer["rows"].tolist() == [len(many)]
+
+
+def test_no_rows_in_none_out(toy):
+    answer = arrays(toy.predict(predict_request({"x": X[:0]}), timeout=DEADLINE))
+    assert answer["y"].shape == (0, 2)
+
+
+SHORT = tf.make_tensor_proto(X)
+SHORT.tensor_content = SHORT.tensor_content[:-1]
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("request_", "code", "text"),
     [
-        (damage_graph, UNLOADABLE),
-        (damage_variables, UNLOADABLE),
-        # It loads, and its warm-up fails.
-        (remove_variables, "FAILED_PRECONDITION: Could not find variable "),
+        (predict_request({"x": X}, model="no"), "NOT_FOUND", "is 'toy', not 'no'"),
+        (predict_request({"x": X}, version=9), "NOT_FOUND", "is 1, not 9"),
+        (predict_request({"x": X}, label="stable"), "UNIMPLEMENTED", "are TensorFlow Serving's"),
+        (predict_request({"x": X}, signature="no"), "FAILED_PRECONDITION", "got 'no'"),
+        (predict_request({}), "INVALID_ARGUMENT", "must be ['x'], got []"),
+        (predict_request({"x": X, "q": X}), "INVALID_ARGUMENT", "must be ['x'], got ['q', 'x']"),
+        (predict_request({"x": X.astype(int)}), "INVALID_ARGUMENT", "must be float32, got int64"),
+        (predict_request({"x": X[:, :1]}), "INVALID_ARGUMENT", "Cannot feed value of shape (2, 1)"),
+        (predict_request({"x": SHORT}), "INVALID_ARGUMENT", "'x' is no whole tensor"),
+        (predict_request({"x": X}, ["no"]), "INVALID_ARGUMENT", "not ['no']"),
+        (classify_request([b"x"], "toy", "wait"), "INVALID_ARGUMENT", "got 'wait'"),
     ],
 )
-def test_a_damaged_export_is_refused(exported_as_trained, tmp_path, damage, words):
-    shutil.copytree(exported_as_trained, tmp_path / "models")
-    damage(tmp_path / "models" / "1")
-    flags = ["--model_base_path=models", "--port=0"]
-    run_module("serving.server", *flags, cwd=tmp_path).assert_refused(words)
+def test_a_wrong_request_gets_the_code_of_tensorflow_serving(toy, request_, code, text):
+    predict = isinstance(request_, type(predict_request({})))
+    with pytest.raises(grpc.RpcError) as error:
+        (toy.predict if predict else toy.prediction.Classify)(request_, timeout=DEADLINE)
+    assert error.value.code().name == code
+    assert text in error.value.details()
 
 
-def test_bad_input_is_refused(exported, tmp_path):
-    (tmp_path / "empty").mkdir()
+def test_a_broken_picture_is_refused_in_the_words_of_the_decoder(server):
+    request = predict_request({"image_bytes": [b"no"]}, model="gaternet", signature="image_bytes")
+    with connected(server) as stubs, pytest.raises(grpc.RpcError, match="Unknown image") as error:
+        stubs.predict(request, timeout=DEADLINE)
+    assert error.value.code().name == "INVALID_ARGUMENT"
+    assert "\n" not in error.value.details()
+
+
+def without_graph(version):
+    (version / "saved_model.pb").unlink()
+
+
+def damaged_graph(version):
+    (version / "saved_model.pb").write_bytes(b"damaged")
+
+
+def other_tag(version):
+    shutil.rmtree(version)
+    builder = tf.compat.v1.saved_model.Builder(str(version))
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        builder.add_meta_graph_and_variables(session, ["serve", "gpu"])
+        builder.save()
+
+
+def cut_variables(version):
+    os.truncate(version / "variables" / "variables.data-00000-of-00001", 2)
+
+
+def failing_warm_up(version):
+    write_warm_up(version, [warm_up_log({"x": X}), warm_up_log({"x": X[:, :1]})])
+
+
+def cut_warm_up(version):
+    write_warm_up(version, [warm_up_log({"x": X})])
+    os.truncate(version / "assets.extra" / "tf_serving_warmup_requests", 50)
+
+
+def too_long_warm_up(version):
+    write_warm_up(version, [warm_up_log({"x": X[:1]})] * 1001)
+
+
+def regression_warm_up(version):
+    log = prediction_log_pb2.PredictionLog()
+    log.regress_log.request.model_spec.name = "toy"
+    write_warm_up(version, [log])
+
+
+def saved_by_keras(version):
+    """Answers under `tf.saved_model.load`, and nowhere else."""
+    shutil.rmtree(version)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    tf.saved_model.save(model, str(version))
+    write_warm_up(version, [warm_up_log({"inputs": X})])
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (without_graph, "SavedModel file does not exist"),
+        (damaged_graph, "Cannot parse file"),
+        (other_tag, "MetaGraphDef associated with tags 'serve' could not be found"),
+        (cut_variables, "Read less bytes than requested"),
+        (failing_warm_up, "its warm-up file fails: Cannot feed value of shape"),
+        (cut_warm_up, "truncated record"),
+        (too_long_warm_up, "its warm-up file fails: it must have 1000 records at most"),
+        (regression_warm_up, "its warm-up file fails: record 1 must be a Predict or Classify"),
+        (saved_by_keras, "its warm-up file fails: Could not find variable"),
+    ],
+)
+def test_a_version_that_tensorflow_serving_refuses_is_refused(tmp_path, damage, text):
+    version = write_toy(tmp_path)
+    damage(version)
+    with pytest.raises(ValueError, match="cannot be loaded: ") as error:
+        NewestVersion("toy", tmp_path)
+    assert text in str(error.value)
+    assert str(version) in str(error.value)
+
+
+def test_the_version_with_the_highest_number_is_served(tmp_path):
+    for name in ("9", "0010"):
+        write_toy(tmp_path / "made", int(name)).rename(tmp_path / name)
+    for name in ("0", "11.5", "tmp-12", "-13", "made"):
+        (tmp_path / name).mkdir(exist_ok=True)
+    (tmp_path / "14").write_text("a file")
+    assert NewestVersion("toy", tmp_path).loaded.number == 10
+
+
+def test_a_failed_version_is_reported_and_not_tried_again(tmp_path):
+    write_toy(tmp_path, 1)
+    model = NewestVersion("toy", tmp_path)
+    with serving(model) as stubs:
+        damaged_graph(write_toy(tmp_path, 2))
+        with pytest.raises(ValueError, match="2' cannot be loaded"):
+            model.poll()
+        for _ in range(2):
+            (newest, failed), (older, good) = stubs.states().items()
+            assert (newest, failed[0]) == (2, "END")
+            assert "Cannot parse file" in failed[1]
+            assert (older, good) == (1, ("AVAILABLE", ""))
+            # Mended in place, which helps no more than it does on TensorFlow Serving.
+            shutil.rmtree(tmp_path / "2")
+            write_toy(tmp_path, 2)
+            model.poll()
+        write_toy(tmp_path, 3)
+        model.poll()
+        assert stubs.states()[3] == ("AVAILABLE", "")
+        assert stubs.predict(predict_request({"x": X})).model_spec.version.value == 3
+
+
+def begin_to_wait(stubs, path):
+    """Sends a request that is answered when the file `path` exists; returns once it runs."""
+    inputs = {"path": np.array(str(path), object)}
+    call = stubs.predict.future(predict_request(inputs, signature="wait"), timeout=DEADLINE)
+    wait_until(pathlib.Path(f"{path}.begun").exists)
+    return call
+
+
+def test_a_running_request_keeps_its_version_in_a_swap(tmp_path):
+    write_toy(tmp_path / "toy", 1)
+    model = NewestVersion("toy", tmp_path / "toy")
+    with serving(model) as stubs:
+        running_one = begin_to_wait(stubs, tmp_path / "go")
+        write_toy(tmp_path / "toy", 2)
+        model.poll()
+        assert stubs.predict(predict_request({"x": X})).model_spec.version.value == 2
+        (tmp_path / "go").touch()
+        assert running_one.result().model_spec.version.value == 1
+
+
+def test_the_command_swaps_under_load_and_finishes_requests_on_sigterm(tmp_path):
+    write_toy(tmp_path / "toy", 1)
+    flags = ["--port=0", "--model_name=toy", f"--model_base_path={tmp_path / 'toy'}"]
+    with running("serving.server", *flags, cwd=ROOT) as process:
+        line = process.stdout.readline()
+        port = re.fullmatch(
+            r"serving toy version 1 on 127\.0\.0\.1:(\d+) "
+            r"\(for development and tests; production is TensorFlow Serving\)\n",
+            line,
+        )[1]
+        with connected(f"127.0.0.1:{port}") as stubs:
+
+            def answering_version():
+                response = stubs.predict(predict_request({"x": X}), timeout=DEADLINE)
+                version = response.model_spec.version.value
+                np.testing.assert_array_equal(arrays(response)["y"], X + version)
+                return version
+
+            assert answering_version() == 1
+            write_toy(tmp_path / "toy", 2)
+            wait_until(lambda: answering_version() == 2)
+
+            running_one = begin_to_wait(stubs, tmp_path / "go")
+            process.send_signal(signal.SIGTERM)
+
+            def refuses():
+                try:
+                    stubs.states()
+                except grpc.RpcError as error:
+                    return error.code() == grpc.StatusCode.UNAVAILABLE
+                return False
+
+            wait_until(refuses)
+            (tmp_path / "go").touch()
+            assert running_one.result().model_spec.version.value == 2
+        out, _ = process.communicate(timeout=DEADLINE)
+        assert (process.returncode, out) == (0, "server stopped\n")
+
+
+def test_a_start_without_a_version_ends_with_one_sentence(tmp_path):
+    done = run_module("serving.server", "--port=0", "--model_base_path=nowhere", cwd=tmp_path)
+    assert done.status == 1
+    (line,) = [line for line in done.err.splitlines() if line.startswith("serving.server")]
+    assert "with a version such as 'nowhere/1' in it, and 'nowhere' has none" in line
+    assert "Traceback" not in done.err
+
+
+def test_a_port_that_is_taken_is_refused(tmp_path):
+    write_toy(tmp_path)
+    model = NewestVersion("toy", tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        for flags, words in [
-            ([], ["--model_base_path"]),
-            (["--model_base_path=nowhere"], ["must be a directory with a version", "nowhere"]),
-            (["--model_base_path=empty"], ["named by a number", "'empty' has none"]),
-            ([f"--model_base_path={exported / '1'}"], [f"the directory above it: {exported}"]),
-            # Before anything is loaded: there is nothing.
-            (
-                ["--model_base_path=empty", f"--port={port}"],
-                ["--port must be free", f"127.0.0.1:{port}"],
-            ),
-            (
-                ["--model_base_path=empty", "--port=0", f"--rest_api_port={port}"],
-                ["--rest_api_port must be free", f"127.0.0.1:{port}"],
-            ),
-            ([f"--model_base_path={exported}", "--port=70000"], ["--port", "70000"]),
-            ([f"--model_base_path={exported}", "8500"], ["takes flags only", "8500"]),
-        ]:
-            run_module("serving.server", *flags, cwd=tmp_path).assert_refused(*words)
+        with pytest.raises(OSError, match=f"must be free on 127.0.0.1, and {port} is not"):
+            start_server(model, "127.0.0.1", port)
 
 
 def test_help_needs_no_tensorflow(tmp_path):

@@ -1,116 +1,88 @@
-"""Runs that end before their time, through the real command, and what resuming makes of them."""
+"""Runs that are ended by signals, through the real command, end where an unbroken run ends."""
 
-import json
-import os
-import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
-from helpers import ROOT, run_python
+from helpers import run_python
 
 from gaternet_tf.runs import RunDirectory, open_run
 
+STEPS = 4
+TRAIN_AND_SIGNAL = """
+import os, runpy, signal, sys
+from train.callbacks import StopOnNonFinite
 
-def command(data_dir, workdir):
-    flags = ["--dataset=digits", f"--data_dir={data_dir}", f"--workdir={workdir}"]
-    flags += ["--backbone=resnet8", "--gater=resnet8", "--epochs=3", "--batch_size=16"]
-    return [sys.executable, "-m", "train.main", *flags, "--deterministic"]
+number, step = getattr(signal, sys.argv[1]), int(sys.argv[2])
+check = StopOnNonFinite.on_train_batch_end
 
+def check_and_signal(self, batch, logs=None):
+    check(self, batch, logs)
+    if self.model.optimizer.iterations.numpy() == step:
+        os.kill(os.getpid(), number)
 
-def start(data_dir, workdir):
-    return subprocess.Popen(
-        command(data_dir, workdir),
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for_checkpoint(process, workdir):
-    """Returns when the first epoch is saved; the next epoch then runs."""
-    while not (workdir / "checkpoints" / "checkpoint").exists():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.02)
+StopOnNonFinite.on_train_batch_end = check_and_signal
+sys.argv = ["train.main", *sys.argv[3:]]
+runpy.run_module("train.main", run_name="__main__", alter_sys=True)
+"""
+"""`train.main`, which sends itself a signal at the end of a step."""
 
 
-@pytest.fixture(scope="module")
-def unbroken(data_dir, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("runs") / "unbroken"
-    subprocess.run(
-        command(data_dir, workdir), env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True
-    )
-    return open_run(workdir)
+@pytest.fixture(scope="module", name="train_main")
+def train_main_fixture(data_dir, tmp_path_factory):
+    """Runs the command into `workdir`; it sends itself the signal after the step, if given."""
+    directory = tmp_path_factory.mktemp("resumed")
+
+    def run(workdir, name=None, step=0):
+        flags = ["--dataset=digits", f"--data_dir={data_dir}", f"--workdir={directory / workdir}"]
+        flags += ["--backbone=resnet8", "--gater=resnet8", "--epochs=3", "--batch_size=16"]
+        flags += [f"--steps_per_epoch={STEPS}", "--deterministic"]
+        before = ["-c", TRAIN_AND_SIGNAL, name, step] if name else ["-m", "train.main"]
+        return run_python(*before, *flags, cwd=directory), directory / workdir
+
+    return run
 
 
-def assert_equal(run, unbroken):
-    """The same weights, to the bit, and an epoch log without gap or double."""
-    assert [record["epoch"] for record in run.metrics()] == [1, 2, 3]
-    for ours, theirs in zip(run.load_model().weights, unbroken.load_model().weights, strict=True):
-        np.testing.assert_array_equal(ours, theirs, err_msg=ours.path)
-    assert run.result["test_loss"] == unbroken.result["test_loss"]
+@pytest.fixture(scope="module", name="unbroken")
+def unbroken_fixture(train_main):
+    done, workdir = train_main("unbroken")
+    assert done.status == 0, done.err
+    return done, open_run(workdir)
 
 
-def end_within_an_epoch(number, data_dir, tmp_path):
-    """Sends a run the signal in the middle of an epoch; its directory, exit status and errors.
-
-    On a machine that is busy a signal may come after the epoch, or after all of them: then another
-    run is tried.
-    """
-    for attempt in range(5):
-        workdir = tmp_path / f"run{attempt}"
-        with start(data_dir, workdir) as process:
-            wait_for_checkpoint(process, workdir)
-            time.sleep(0.1)
-            process.send_signal(number)
-            _, err = process.communicate(timeout=300)
-        if number == signal.SIGTERM:
-            in_time = "saved after step" in err
-        else:
-            in_time = not RunDirectory(workdir).finished
-        if in_time:
-            return workdir, process.returncode, err
-    pytest.fail("the signal always came too late")
+def test_training_prints_a_line_per_epoch_and_no_progress_bar_off_a_terminal(unbroken):
+    done, run = unbroken
+    lines = [line for line in done.out.splitlines() if line]
+    assert lines[0] == "resnet8, gater resnet8: 156,402 parameters, 112 gates"
+    assert "1294 images of 'train' train, 143 validate, 360 of 'test' test" in lines[1]
+    assert "on 1 replica, into" in lines[2]
+    assert [line.split()[:2] for line in lines[3:6]] == [["epoch", f"{n}/3"] for n in (1, 2, 3)]
+    assert lines[6].startswith("weights of epoch ")
+    assert lines[7].startswith("test accuracy ")
+    assert lines[8].startswith("gates: 112, ")
+    assert "\r" not in done.out
+    assert {path.name for path in run.path.iterdir()} == {
+        *("checkpoints", "config.json", "metrics.jsonl", "model.keras", "pictures"),
+        *("result.json", "tensorboard"),
+    }
 
 
-def test_killed_in_the_middle_of_an_epoch_it_ends_where_an_unbroken_run_ends(
-    data_dir, tmp_path, unbroken
-):
-    workdir, status, _ = end_within_an_epoch(signal.SIGKILL, data_dir, tmp_path)
-    assert status == -signal.SIGKILL
+def test_a_killed_and_a_stopped_run_end_where_an_unbroken_run_ends(train_main, unbroken):
+    killed, workdir = train_main("broken", "SIGKILL", STEPS + 2)
+    assert killed.status == -signal.SIGKILL
     assert not RunDirectory(workdir).finished
-    with start(data_dir, workdir) as process:
-        out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert "resuming after epoch " in out
-    assert_equal(open_run(workdir), unbroken)
 
+    stopped, _ = train_main("broken", "SIGTERM", 2 * STEPS + 1)
+    assert stopped.status == 1
+    assert "resuming after epoch 1\n" in stopped.out
+    assert "saved after step 1 of epoch 3; the same command resumes it" in stopped.err
+    assert "Traceback" not in stopped.err
 
-def test_sigterm_saves_in_the_middle_of_an_epoch_and_exits(data_dir, tmp_path, unbroken):
-    workdir, status, err = end_within_an_epoch(signal.SIGTERM, data_dir, tmp_path)
-    assert status == 1
-    assert "train.main: saved after step " in err
-    assert "the same command resumes it" in err
-    assert "Traceback" not in err
-    with start(data_dir, workdir) as process:
-        out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert " steps" in out.partition("resuming after epoch ")[2].splitlines()[0]
-    assert_equal(open_run(workdir), unbroken)
-
-
-def test_another_number_of_replicas_is_no_repetition_and_refused(data_dir, tmp_path, unbroken):
-    shutil.copytree(unbroken.path, tmp_path / "run")
-    run = RunDirectory(tmp_path / "run")
-    run.result_file.unlink()
-    document = json.loads(run.config_file.read_text())
-    run.config_file.write_text(json.dumps({**document, "replicas": 4}))
-    _, *arguments = command(data_dir, run.path)
-    done = run_python(*arguments, cwd=tmp_path)
-    assert done.status == 1
-    assert "as many replicas as it began on, 4, and here are 1" in done.err
-    assert not run.result_file.exists()
+    resumed, _ = train_main("broken")
+    assert resumed.status == 0, resumed.err
+    assert "resuming after epoch 2 and 1 steps\n" in resumed.out
+    run, (_, whole) = open_run(workdir), unbroken
+    assert [record["epoch"] for record in run.metrics()] == [1, 2, 3]
+    for ours, theirs in zip(run.load_model().weights, whole.load_model().weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs, err_msg=ours.path)
+    assert run.result["test_loss"] == whole.result["test_loss"]

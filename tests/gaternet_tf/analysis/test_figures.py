@@ -1,4 +1,4 @@
-"""Figures with whatever classes may be called."""
+"""Figures with any names of classes."""
 
 import csv
 import warnings
@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import matplotlib as mpl
 import pytest
 from matplotlib.figure import Figure as Canvas
-from planted_analysis import analysis_of, planted_gates
+from planted_analysis import planted_analysis
 
 from gaternet_tf.analysis.figures import (
     LONGEST_NAME,
@@ -26,7 +26,7 @@ from gaternet_tf.analysis.figures import (
         ("", ""),
         ("a\x01b\tc\nd", r"a\x01b\tc\nd"),
         ("a\u202eb", r"a\u202eb"),
-        # What a name of a directory that is no UTF-8 has.
+        # The name of a directory need not be UTF-8.
         ("caf\udce9", r"caf\udce9"),
         # The font has no such letter.
         ("\u732b", r"\u732b"),
@@ -39,16 +39,10 @@ def test_names_as_figures_show_them(name, shown):
 
 
 @pytest.mark.parametrize(
-    "classes",
-    [
-        ("a\x01b", "tab\there", "two\nlines"),
-        ("\u732b", "_background", "caf\udce9"),
-        ("W" * 200, "w" * 199 + "b", "$\\frac$"),
-    ],
-    ids=["control characters", "letters that the font has not", "long"],
+    "classes", [("a\x01b", "two\nlines", "caf\udce9"), ("\u732b", "_background", "$\\frac$")]
 )
 def test_no_name_of_a_class_spoils_a_figure(classes, tmp_path):
-    figures = figures_of(analysis_of(planted_gates(), classes=classes))
+    figures = figures_of(planted_analysis(classes=classes))
     for figure in figures:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -64,7 +58,7 @@ def test_no_name_of_a_class_spoils_a_figure(classes, tmp_path):
 def test_long_names_leave_room_for_the_picture():
     figures = {
         figure.name: figure
-        for figure in figures_of(analysis_of(planted_gates(), classes=("W" * 200, "b", "c")))
+        for figure in figures_of(planted_analysis(classes=("W" * 200, "b", "c")))
     }
     for name in ("t_sne", "gate_rate_by_class"):
         with mpl.rc_context(STYLE):

@@ -32,18 +32,16 @@ def write(directory, compress=True):
 
 
 @pytest.mark.parametrize("compress", [True, False])
-def test_reads_images_and_labels_of_both_splits(tmp_path, compress):
+def test_images_and_labels_of_both_splits_are_read(tmp_path, compress):
     write(tmp_path / "mine", compress)
     dataset = open_dataset(f"idx:{tmp_path / 'mine'}", str(tmp_path / "data"))
     assert dataset.image_shape == (6, 5, 1)
     assert dataset.labels == ("0", "1", "2")
     for split, name in (("train", "train"), ("test", "t10k")):
-        found = {(image.numpy().tobytes(), int(label)) for image, label in dataset.examples(split)}
-        wanted = {
-            (image.tobytes(), int(label))
-            for image, label in zip(IMAGES[name], LABELS[name], strict=True)
-        }
-        assert found == wanted
+        pairs = zip(IMAGES[name], LABELS[name], strict=True)
+        assert {
+            (image.numpy().tobytes(), int(label)) for image, label in dataset.examples(split)
+        } == {(image.tobytes(), int(label)) for image, label in pairs}
 
 
 def test_class_names_come_from_labels_txt(tmp_path):
@@ -51,79 +49,45 @@ def test_class_names_come_from_labels_txt(tmp_path):
     (tmp_path / "mine" / "labels.txt").write_text("shirt\nshoe\nbag\n")
     dataset = open_dataset(f"idx:{tmp_path / 'mine'}", str(tmp_path / "data"))
     assert dataset.labels == ("shirt", "shoe", "bag")
-    (tmp_path / "mine" / "labels.txt").write_text("shirt\n")
-    with pytest.raises(UserError, match="must name 3 classes, one a line, and has 1"):
-        open_dataset(f"idx:{tmp_path / 'mine'}", str(tmp_path / "data"))
 
 
-def test_other_files_in_the_same_place_are_another_set(tmp_path, monkeypatch):
+def test_other_files_in_the_same_place_are_another_dataset(tmp_path, monkeypatch):
     write(tmp_path / "mine")
     first = open_dataset(f"idx:{tmp_path / 'mine'}", str(tmp_path / "data"))
     monkeypatch.setitem(LABELS, "train", LABELS["train"][::-1].copy())
     write(tmp_path / "mine")
     second = open_dataset(f"idx:{tmp_path / 'mine'}", str(tmp_path / "data"))
-    assert first.data_dir != second.data_dir
+    assert first.describe()["content"] != second.describe()["content"]
     assert first.labels_of("train").tolist() != second.labels_of("train").tolist()
 
 
-def damage(name, change):
-    def apply(directory):
-        path = directory / name
-        path.write_bytes(change(path.read_bytes()))
-
-    return apply
+def overwrite(name, content):
+    return lambda directory: (directory / name).write_bytes(gzip.compress(content))
 
 
 IMAGE_FILE, LABEL_FILE = "train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"
 
 
 @pytest.mark.parametrize(
-    ("apply", "words"),
+    ("damage", "words"),
     [
-        (lambda d: (d / LABEL_FILE).unlink(), "lacks t10k-labels-idx1-ubyte"),
-        (damage(IMAGE_FILE, lambda data: data[:-20]), "cannot be read"),
-        (damage(IMAGE_FILE, lambda data: b"no gzip"), "cannot be read"),
+        (lambda d: (d / LABEL_FILE).unlink(), r"or as \.gz, in DIR, .* lacks t10k-labels"),
+        (lambda d: (d / IMAGE_FILE).write_bytes(b"no gzip"), "cannot be read"),
+        (overwrite(IMAGE_FILE, idx(IMAGES["train"])[:-1]), r"the 360 bytes of .* has 359"),
+        (overwrite(IMAGE_FILE, idx(LABELS["train"])), "3 dimensions, and begins with 00 00 08 01"),
         (
-            damage(IMAGE_FILE, lambda data: gzip.compress(gzip.decompress(data)[:-1])),
-            r"must hold the 360 bytes of \[12, 6, 5\].* has 359",
+            overwrite(LABEL_FILE, idx(LABELS["t10k"][:3])),
+            "as many images as labels, and has 4 and 3",
         ),
+        (lambda d: (d / "labels.txt").write_text("shirt\nbag\nbag\n"), "must name 3 classes"),
         (
-            damage(IMAGE_FILE, lambda data: gzip.compress(idx(LABELS["train"]))),
-            "with 3 dimensions, and begins with 00 00 08 01",
-        ),
-        (
-            damage(LABEL_FILE, lambda data: gzip.compress(idx(LABELS["t10k"][:3]))),
-            "as many images as labels, one at least, and have 4 and 3",
-        ),
-        (damage(LABEL_FILE, lambda data: gzip.compress(b"")), "begins with nothing"),
-        (
-            damage(IMAGE_FILE, lambda data: gzip.compress(idx(np.zeros((12, 0, 5), np.uint8)))),
-            "one pixel at least, and its have 0 x 5",
-        ),
-        (
-            lambda d: (d / "labels.txt").write_bytes("Stiefel\nHüte\nT".encode("latin-1")),
-            r"labels.txt' must be text in UTF-8, and is not",
-        ),
-        (
-            lambda d: (d / "labels.txt").write_text("shirt\nbag\nshirt\n"),
-            "must name each class once, and names shirt more than once",
-        ),
-        (
-            damage(
-                "t10k-images-idx3-ubyte.gz",
-                lambda data: gzip.compress(idx(np.zeros((4, 6, 6), np.uint8))),
-            ),
+            overwrite("t10k-images-idx3-ubyte.gz", idx(np.zeros((4, 6, 6), np.uint8))),
             "must have one size",
         ),
     ],
 )
-def test_damaged_files_are_named_and_nothing_is_prepared(tmp_path, apply, words):
-    apply(write(tmp_path / "mine"))
+def test_damaged_files_are_named_and_nothing_is_prepared(tmp_path, damage, words):
+    damage(write(tmp_path / "mine"))
     with pytest.raises(UserError, match=words):
         open_dataset(f"idx:{tmp_path / 'mine'}", str(tmp_path / "data"))
     assert not (tmp_path / "data").exists()
-
-
-def test_no_directory_is_told(tmp_path):
-    with pytest.raises(UserError, match=r"each plain or as \.gz"):
-        open_dataset(f"idx:{tmp_path / 'nowhere'}", str(tmp_path / "data"))

@@ -69,7 +69,7 @@ def test_gates_stay_between_0_and_1_and_gradients_between_0_and_their_maximum(z,
     assert 0.0 <= gradient[0] <= 0.3 + 1e-6
 
 
-def test_inference_is_binary_repeatable_and_shut_at_zero():
+def test_inference_is_binary_repeatable_and_off_at_zero():
     layer = SemHash(seed=1)
     z = np.random.default_rng(0).normal(size=(50, 20)).astype(np.float32)
     z[:, 0] = 0.0
@@ -115,7 +115,7 @@ def test_mixed_precision_computes_gates_in_float32(policy):
     z = np.array([[1e-9, -1e-9, 0.0, 3.0, -3.0]], np.float32).repeat(200, axis=0)
     layer = SemHash(seed=7, dtype=keras.DTypePolicy(policy))
     assert layer(z).dtype == tf.float32
-    # 1e-9 is 0 in float16; a threshold there would shut the first gate.
+    # 1e-9 is 0 in float16; a threshold there would switch the first gate off.
     np.testing.assert_array_equal(layer(z).numpy()[0], [1, 0, 0, 1, 0])
     np.testing.assert_array_equal(
         layer(z, training=True).numpy(), SemHash(seed=7)(z, training=True).numpy()

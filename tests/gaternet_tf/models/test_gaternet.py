@@ -1,15 +1,11 @@
-"""The networks: counts, the gate map, what a gate does, and what training reaches."""
-
-import os
-import subprocess
-import sys
+"""The networks: counts, the gate map, what a gate does, and which weights get gradients."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import run_python
 
-import gaternet_tf
 from gaternet_tf import GateMap, UserError, build_gaternet, gate_map
 from gaternet_tf.models.gate_map import Gate
 from gaternet_tf.models.resnet_cifar import resnet_spec
@@ -81,32 +77,32 @@ def probe(model, switched):
 
 
 @pytest.mark.parametrize("gated_convs", ["last", "all"])
-def test_all_gates_open_equals_the_plain_network(gated_convs):
+def test_all_gates_on_equals_the_plain_network(gated_convs):
     gated, plain = small(gated_convs=gated_convs), small(gater=None)
-    opened = probe(gated, np.ones(len(gate_map(gated))))["logits"]
-    np.testing.assert_allclose(opened, plain(IMAGES)["logits"], rtol=1e-6, atol=1e-6)
+    all_on = probe(gated, np.ones(len(gate_map(gated))))["logits"]
+    np.testing.assert_allclose(all_on, plain(IMAGES)["logits"], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("gated_convs", "index"), [("last", 20), ("last", 111), ("all", 5)])
-def test_a_shut_gate_zeroes_its_channel_of_its_units_branch_and_nothing_else(gated_convs, index):
+def test_an_off_gate_zeroes_its_channel_of_its_units_branch_and_nothing_else(gated_convs, index):
     model = small(gated_convs=gated_convs)
-    place = gate_map(model)[index]
-    everything = np.ones(len(gate_map(model)))
-    opened = probe(model, everything)
-    everything[index] = 0
-    shut = probe(model, everything)
-    name = f"stage{place.stage}_unit{place.unit}_conv{place.convolution}"
-    wanted = opened[name].copy()
-    assert np.abs(wanted[..., place.channel]).max() > 0
-    wanted[..., place.channel] = 0
-    np.testing.assert_array_equal(shut[name], wanted)
+    gate = gate_map(model)[index]
+    gates = np.ones(len(gate_map(model)))
+    all_on = probe(model, gates)
+    gates[index] = 0
+    one_off = probe(model, gates)
+    name = f"stage{gate.stage}_unit{gate.unit}_conv{gate.convolution}"
+    expected = all_on[name].copy()
+    assert np.abs(expected[..., gate.channel]).max() > 0
+    expected[..., gate.channel] = 0
+    np.testing.assert_array_equal(one_off[name], expected)
     # Before it in the network, and on the shortcut beside it, nothing changes.
-    order = [layer.name for layer in model.layers if layer.name in opened]
-    same = [other for other in order[: order.index(name)] if not other.endswith("shortcut")]
-    same += [f"stage{place.stage}_unit{place.unit}_shortcut"]
-    for other in set(same) & set(opened):
-        np.testing.assert_array_equal(shut[other], opened[other])
-    assert np.abs(shut["logits"] - opened["logits"]).max() > 0
+    order = [layer.name for layer in model.layers if layer.name in all_on]
+    unchanged = {other for other in order[: order.index(name)] if not other.endswith("shortcut")}
+    unchanged |= {f"stage{gate.stage}_unit{gate.unit}_shortcut"} & set(all_on)
+    for other in unchanged:
+        np.testing.assert_array_equal(one_off[other], all_on[other])
+    assert np.abs(one_off["logits"] - all_on["logits"]).max() > 0
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
@@ -203,7 +199,7 @@ def test_arguments_are_checked(arguments, words):
         small(**arguments)
 
 
-def test_a_keras_file_loads_in_a_process_that_imports_the_library_only(tmp_path):
+def test_a_keras_file_loads_in_a_process_that_only_imports_the_library(tmp_path):
     model = small()
     model.save(tmp_path / "model.keras")
     np.save(tmp_path / "images.npy", IMAGES)
@@ -213,12 +209,16 @@ def test_a_keras_file_loads_in_a_process_that_imports_the_library_only(tmp_path)
         "out = model(np.load('images.npy'), training=False)\n"
         "np.savez('out.npz', rows=len(gaternet_tf.gate_map(model)), **out)\n"
     )
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.path.dirname(os.path.dirname(gaternet_tf.__file__)),
-    }
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    done = run_python("-c", code, cwd=tmp_path)
+    assert done.status == 0, done.err
     loaded, wanted = np.load(tmp_path / "out.npz"), model(IMAGES, training=False)
     np.testing.assert_array_equal(loaded["gates"], wanted["gates"])
     np.testing.assert_allclose(loaded["logits"], wanted["logits"], atol=1e-6)
     assert loaded["rows"] == 112
+
+
+def test_a_missing_tensorflow_is_named_with_the_extra_that_brings_it(tmp_path):
+    code = "import sys; sys.modules['tensorflow'] = None; import gaternet_tf"
+    last_line = run_python("-c", code, cwd=tmp_path).err.splitlines()[-1]
+    assert "gaternet_tf needs Keras on TensorFlow, and tensorflow is not installed" in last_line
+    assert "pip install '.[train]'" in last_line

@@ -1,0 +1,346 @@
+"""Classifies pictures on a model server over gRPC, without TensorFlow.
+
+    with GaterNetClient("localhost:8500", model="gaternet") as client:
+        for answer in client.classify(["cat.png"]):
+            print(answer.label, answer.probability)
+
+The server is TensorFlow Serving or `python -m serving.server`, the model an export of
+`python -m export.main`. docs/client.md describes the library and the command.
+"""
+
+import collections
+import dataclasses
+import os
+import time
+from collections.abc import Iterable, Iterator
+
+import grpc
+
+from serving import wire
+from serving.client.channel import Tls, open_channel
+from serving.client.errors import (
+    ERRORS,
+    REMEDY,
+    ClientError,
+    PictureError,
+    UnavailableError,
+    UnknownModelError,
+)
+from serving.client.pictures import encode
+
+__all__ = [
+    "ClientError",
+    "GaterNetClient",
+    "PictureError",
+    "Prediction",
+    "Tls",
+    "UnavailableError",
+    "UnknownModelError",
+]
+
+BATCH_BYTES = 8 * 2**20
+"""A request with so many bytes of pictures takes no further one."""
+NO_PICTURE = b""
+"""Every export answers it without an error, so it shows whether a model answers at all."""
+POLL_SECONDS = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """The answer for one picture.
+
+    Attributes:
+      label: the most probable class.
+      class_id: its number.
+      probability: its probability.
+      version: the version of the model that answered.
+      gates: 0 or 1 for each gate; None unless they were asked for.
+      top: the most probable classes as (label, probability), as many as were asked for.
+    """
+
+    label: str
+    class_id: int
+    probability: float
+    version: int
+    gates: tuple[int, ...] | None = None
+    top: tuple[tuple[str, float], ...] = ()
+
+
+Answer = Prediction | PictureError
+
+
+class GaterNetClient:
+    """Classifies pictures over one channel; use it in a `with` block. Threads may share it.
+
+    Args:
+      target: HOST:PORT of the server's gRPC interface.
+      model: name of the model.
+      version: number of the version to ask; None for the server's choice, the newest.
+      label: or the label of a version, such as "stable".
+      timeout: seconds that each request may take, retries included.
+      batch_size: pictures in a request, at most.
+      in_flight: requests under way at once, at most, in each call of `classify`, `gates`, `stream`.
+      tls: `Tls(...)`, or None for plaintext.
+
+    Raises:
+      ValueError: for an argument out of range, or a version and a label at once.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        model: str,
+        *,
+        version: int | None = None,
+        label: str | None = None,
+        timeout: float = 10.0,
+        batch_size: int = 32,
+        in_flight: int = 4,
+        tls: Tls | None = None,
+    ):
+        if not (timeout > 0 and batch_size > 0 and in_flight > 0):
+            raise ValueError(
+                "timeout, batch_size and in_flight must be above 0, got "
+                f"{timeout}, {batch_size} and {in_flight}"
+            )
+        if version is not None and label is not None:
+            raise ValueError(f"version {version} and label '{label}' exclude each other")
+        self.target, self.model, self.version, self.label = target, model, version, label
+        self.timeout, self.batch_size, self.in_flight = timeout, batch_size, in_flight
+        self._model_spec = wire.ModelSpec(name=model, version_label=label)
+        if version is not None:
+            self._model_spec.version.value = version
+        self._channel = open_channel(target, tls)
+        self._predict = self._method("PredictionService/Predict", wire.PredictResponse)
+        self._get_status = self._method("ModelService/GetModelStatus", wire.GetModelStatusResponse)
+        self._labels: dict[int, list[str]] = {}
+
+    def _method(self, name, response):
+        return self._channel.unary_unary(
+            f"/tensorflow.serving.{name}",
+            request_serializer=lambda request: request.SerializeToString(),
+            response_deserializer=response.FromString,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+    def close(self) -> None:
+        """Closes the channel and gives up the requests under way."""
+        self._channel.close()
+
+    def classify(self, images: Iterable, top: int = 1) -> list[Answer]:
+        """Classifies pictures of any size and number.
+
+        Args:
+          images: paths, encoded bytes (JPEG, PNG, GIF, BMP), PIL images and uint8 arrays
+            [height, width] or [height, width, 1, 3 or 4], in any mix. EXIF orientation is ignored,
+            as in training and evaluation.
+          top: number of classes in `Prediction.top`. More than 1 costs one request more for each
+            version of the model.
+
+        Returns:
+          For each picture, in order, a `Prediction`, or the `PictureError` of a broken picture.
+
+        Raises:
+          ClientError: when the server does not answer, or has no such model; `stream` gives the
+            answers until then.
+        """
+        return list(self.stream(images, top))
+
+    def gates(self, images: Iterable, top: int = 1) -> list[Answer]:
+        """Like `classify`, with the state of every gate in `Prediction.gates`."""
+        return list(self.stream(images, top, gates=True))
+
+    def stream(self, images: Iterable, top: int = 1, gates: bool = False) -> Iterator[Answer]:
+        """Like `classify` or `gates`, but yields one answer after another.
+
+        Reads `images` only as far ahead as requests are in flight.
+        """
+        if isinstance(images, str | bytes | os.PathLike) or getattr(images, "ndim", 4) in (2, 3):
+            raise TypeError("pictures must come in a list, got a single one; write [picture]")
+        if top < 1:
+            raise ValueError(f"top must be above 0, got {top}")
+        signature = "gates_bytes" if gates else "image_bytes"
+        pending: collections.deque = collections.deque()
+        try:
+            for batch in self._batches(images):
+                pictures = [entry for entry in batch if isinstance(entry, bytes)]
+                # A request without pictures would hang in a server that batches.
+                call = self._send(signature, pictures) if pictures else None
+                pending.append((batch, pictures, call))
+                if len(pending) == self.in_flight:
+                    yield from self._answers(signature, top, *pending.popleft())
+            while pending:
+                yield from self._answers(signature, top, *pending.popleft())
+        finally:
+            for *_, call in pending:
+                if call is not None:
+                    call.cancel()
+
+    def _batches(self, images) -> Iterator[list[bytes | PictureError]]:
+        batch: list[bytes | PictureError] = []
+        size = 0
+        for image in images:
+            try:
+                picture = encode(image)
+                batch.append(picture)
+                size += len(picture)
+            except PictureError as error:
+                batch.append(error)
+            if len(batch) == self.batch_size or size >= BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
+
+    def _request(self, signature, pictures, input_name="image_bytes"):
+        request = wire.PredictRequest(
+            model_spec=self._model_spec, inputs={input_name: wire.string_tensor(pictures)}
+        )
+        request.model_spec.signature_name = signature
+        return request
+
+    def _send(self, signature, pictures):
+        """Sends a request; returns gRPC's future of the response."""
+        return self._predict.future(self._request(signature, pictures), timeout=self.timeout)
+
+    def _answers(self, signature, top, batch, pictures, call) -> Iterator[Answer]:
+        """Yields the answers for a batch, whose good pictures were sent in `call`."""
+        answers = iter(self._resolve(signature, pictures, call, top) if pictures else ())
+        for entry in batch:
+            yield entry if isinstance(entry, PictureError) else next(answers)
+
+    def _resolve(self, signature, pictures, call, top) -> list[Answer]:
+        try:
+            response = call.result()
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
+                raise self._client_error(error) from error
+            return self._retry_in_halves(signature, pictures, error, top)
+        try:
+            answers = self._predictions(response, top)
+            if len(answers) != len(pictures):
+                raise ValueError(f"{len(answers)} rows for {len(pictures)} pictures")
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ClientError(
+                f"model '{self.model}' at {self.target} must answer with labels, class_ids and "
+                f"probabilities of each picture, and does not ({error!r}); {REMEDY}"
+            ) from error
+        return answers
+
+    def _retry_in_halves(self, signature, pictures, error, top) -> list[Answer]:
+        """Asks again for pictures of which the server refused one, without saying which.
+
+        Smaller requests also suit a server that takes fewer pictures at once.
+        """
+        if len(pictures) == 1:
+            # If the model refuses this too, the picture is not to blame.
+            self._call(self._predict, self._request(signature, [NO_PICTURE]))
+            return [PictureError(f"the server refused it ({error.details()})", error.code())]
+        half = len(pictures) // 2
+        return [
+            answer
+            for part in (pictures[:half], pictures[half:])
+            for answer in self._resolve(signature, part, self._send(signature, part), top)
+        ]
+
+    def _predictions(self, response, top) -> list[Answer]:
+        version = response.model_spec.version.value
+        rows = {name: wire.tensor_rows(tensor) for name, tensor in response.outputs.items()}
+        gates = rows.get("gates", [None] * len(rows["labels"]))
+        return [
+            Prediction(
+                label.decode(),
+                class_id,
+                probabilities[class_id],
+                version,
+                None if on is None else tuple(on),
+                self._top(label.decode(), probabilities, version, top),
+            )
+            for label, class_id, probabilities, on in zip(
+                rows["labels"], rows["class_ids"], rows["probabilities"], gates, strict=True
+            )
+        ]
+
+    def _top(self, label, probabilities, version, top):
+        if top == 1:
+            return ((label, max(probabilities)),)
+        labels = self._labels_of(version)
+        ranked = sorted(zip(labels, probabilities, strict=True), key=lambda pair: -pair[1])
+        return tuple(ranked[:top])
+
+    def _labels_of(self, version) -> list[str]:
+        """Returns all labels of a version, which its signature `classify` lists."""
+        if version not in self._labels:
+            request = self._request("classify", [NO_PICTURE], input_name="inputs")
+            request.model_spec.version.value = version
+            response = self._call(self._predict, request)
+            (labels,) = wire.tensor_rows(response.outputs["classes"])
+            self._labels[version] = [label.decode() for label in labels]
+        return self._labels[version]
+
+    def status(self) -> dict[int, str]:
+        """Returns the state of each version of the model, whichever the client asks.
+
+        For example {2: "AVAILABLE", 1: "END"}; newest first. The reason why a version failed to
+        load follows its state: "END: ...".
+        """
+        request = wire.GetModelStatusRequest(model_spec=wire.ModelSpec(name=self.model))
+        response = self._call(self._get_status, request)
+        states = {}
+        for entry in sorted(response.model_version_status, key=lambda entry: -entry.version):
+            state = wire.ModelVersionStatus.State.Name(entry.state)
+            reason = entry.status.error_message
+            states[entry.version] = f"{state}: {reason}" if reason else state
+        return states
+
+    def wait_ready(self, timeout: float = 60.0) -> int:
+        """Waits until the model answers, while a server starts or loads a version.
+
+        Returns:
+          The number of the version that answered.
+
+        Raises:
+          UnavailableError: when it does not answer within `timeout` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        request = self._request("image_bytes", [NO_PICTURE])
+        while True:
+            remaining = deadline - time.monotonic()
+            try:
+                response = self._call(
+                    self._predict, request, min(self.timeout, max(remaining, POLL_SECONDS))
+                )
+                return response.model_spec.version.value
+            except (UnavailableError, UnknownModelError) as error:
+                if remaining <= POLL_SECONDS:
+                    raise UnavailableError(
+                        f"not ready after {timeout:g} s: {error}", error.code
+                    ) from error
+            time.sleep(POLL_SECONDS)
+
+    def _call(self, method, request, timeout=None):
+        try:
+            return method(request, timeout=timeout or self.timeout)
+        except grpc.RpcError as error:
+            raise self._client_error(error) from error
+
+    def _client_error(self, error) -> ClientError:
+        """Returns what a failed call means that no picture is to blame for."""
+        code = error.code()
+        if code is grpc.StatusCode.INVALID_ARGUMENT and self.label is not None:
+            # What servers answer for an unknown label.
+            code = grpc.StatusCode.NOT_FOUND
+        kind, remedy = ERRORS.get(code, (ClientError, REMEDY))
+        which = f"model '{self.model}'"
+        which += f" version {self.version}" if self.version is not None else ""
+        which += f" label '{self.label}'" if self.label is not None else ""
+        return kind(
+            f"no answer from {which} at {self.target} ({error.code().name}: {error.details()}); "
+            f"{remedy}",
+            error.code(),
+        )

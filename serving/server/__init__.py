@@ -1,0 +1,1 @@
+"""A local model server for development and tests: one process, one model, gRPC only."""

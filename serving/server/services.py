@@ -1,0 +1,192 @@
+"""The part of TensorFlow Serving's gRPC services that exported models and `serving.client` need."""
+
+import concurrent.futures
+import contextlib
+
+import grpc
+import numpy as np
+import tensorflow as tf
+from absl import logging
+from grpc_health.v1 import health, health_pb2_grpc
+from tensorflow_serving.apis import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from serving.server.loading import LoadedVersion, ServingError, invalid
+from serving.server.versions import NewestVersion
+
+METADATA_FIELD = "signature_def"
+TYPED_FIELDS = {"float32": "float_val", "int64": "int64_val", "uint8": "int_val"}
+
+
+@contextlib.contextmanager
+def _answering(context):
+    """Turns an exception inside the block into the call's status."""
+    try:
+        yield
+    except ServingError as error:
+        context.abort(error.code, str(error))
+    except Exception as error:
+        logging.exception("a request failed")
+        context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
+
+
+def _not_found(message: str) -> ServingError:
+    return ServingError(grpc.StatusCode.NOT_FOUND, message)
+
+
+def _served_version(model: NewestVersion, spec) -> LoadedVersion:
+    """Returns the version that is served, if it is the one that a ModelSpec asks for."""
+    loaded = model.loaded
+    if spec.name != model.name:
+        raise _not_found(f"the model served here is '{model.name}', not '{spec.name}'")
+    if spec.HasField("version_label"):
+        raise ServingError(
+            grpc.StatusCode.UNIMPLEMENTED,
+            f"the local server has no version labels, and '{spec.version_label}' was asked for: "
+            "labels are TensorFlow Serving's",
+        )
+    if spec.HasField("version") and spec.version.value != loaded.number:
+        raise _not_found(
+            f"the version of '{model.name}' served here is {loaded.number}, "
+            f"not {spec.version.value}"
+        )
+    return loaded
+
+
+def _fill_spec(spec, model, loaded, signature_name=""):
+    spec.name, spec.signature_name = model.name, signature_name
+    spec.version.value = loaded.number
+
+
+def _to_proto(array: np.ndarray, dtype):
+    """Returns a TensorProto with numbers in typed fields, where TensorFlow Serving puts them."""
+    proto = tf.make_tensor_proto(array, dtype)
+    field = TYPED_FIELDS.get(array.dtype.name)
+    if field and proto.tensor_content:
+        proto.ClearField("tensor_content")
+        getattr(proto, field).extend(array.ravel().tolist())
+    return proto
+
+
+class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
+    """Predict, Classify and GetModelMetadata."""
+
+    def __init__(self, model: NewestVersion):
+        self._model = model
+
+    def Predict(self, request, context):  # noqa: N802 - the service's name
+        """Runs a signature on tensors."""
+        response = predict_pb2.PredictResponse()
+        with _answering(context):
+            loaded = _served_version(self._model, request.model_spec)
+            name, outputs = loaded.predict(request)
+            for key, array in outputs.items():
+                dtype = loaded.signatures[name].outputs[key].dtype
+                response.outputs[key].CopyFrom(_to_proto(array, dtype))
+            _fill_spec(response.model_spec, self._model, loaded, name)
+        return response
+
+    def Classify(self, request, context):  # noqa: N802 - the service's name
+        """Runs a classify signature on tf.Examples."""
+        response = classification_pb2.ClassificationResponse()
+        with _answering(context):
+            loaded = _served_version(self._model, request.model_spec)
+            name, outputs = loaded.classify(request)
+            for labels, scores in zip(outputs["classes"], outputs["scores"], strict=True):
+                classes = response.result.classifications.add().classes
+                for label, score in zip(labels, scores, strict=True):
+                    classes.add(label=label, score=score)
+            _fill_spec(response.model_spec, self._model, loaded, name)
+        return response
+
+    def GetModelMetadata(self, request, context):  # noqa: N802 - the service's name
+        """Returns the signatures of the model."""
+        response = get_model_metadata_pb2.GetModelMetadataResponse()
+        with _answering(context):
+            loaded = _served_version(self._model, request.model_spec)
+            if list(request.metadata_field) != [METADATA_FIELD]:
+                raise invalid(
+                    f"metadata_field must be '{METADATA_FIELD}', got {list(request.metadata_field)}"
+                )
+            signatures = get_model_metadata_pb2.SignatureDefMap()
+            for name, signature in loaded.signatures.items():
+                signatures.signature_def[name].CopyFrom(signature)
+            response.metadata[METADATA_FIELD].Pack(signatures)
+            _fill_spec(response.model_spec, self._model, loaded)
+        return response
+
+
+class ModelService(model_service_pb2_grpc.ModelServiceServicer):
+    """GetModelStatus."""
+
+    def __init__(self, model: NewestVersion):
+        self._model = model
+
+    def GetModelStatus(self, request, context):  # noqa: N802 - the service's name
+        """Returns the state of each version, the newest first: the served one and failed ones."""
+        response = get_model_status_pb2.GetModelStatusResponse()
+        status = get_model_status_pb2.ModelVersionStatus
+        spec = request.model_spec
+        with _answering(context):
+            if spec.name != self._model.name:
+                raise _not_found(
+                    f"the model served here is '{self._model.name}', not '{spec.name}'"
+                )
+            versions = [
+                status(
+                    version=number,
+                    state=status.END,
+                    status={"error_code": error.code.value[0], "error_message": str(error)},
+                )
+                for number, error in self._model.failed.copy().items()
+            ]
+            number = self._model.loaded.number
+            versions.append(status(version=number, state=status.AVAILABLE, status={}))
+            if spec.HasField("version"):
+                versions = [entry for entry in versions if entry.version == spec.version.value]
+                if not versions:
+                    raise _not_found(f"'{spec.name}' has no version {spec.version.value} here")
+            versions.sort(key=lambda entry: -entry.version)
+            response.model_version_status.extend(versions)
+        return response
+
+
+def start_server(model: NewestVersion, address: str, port: int) -> tuple[grpc.Server, int]:
+    """Starts to serve a model over gRPC, with gRPC's health service.
+
+    Args:
+      model: the model, with a version loaded.
+      address: where to listen.
+      port: TCP port; 0 takes a free one.
+
+    Returns:
+      The server and its port.
+
+    Raises:
+      OSError: if the port cannot be had.
+    """
+    server = grpc.server(
+        concurrent.futures.ThreadPoolExecutor(),
+        options=[
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.so_reuseport", 0),
+        ],
+    )
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
+        PredictionService(model), server
+    )
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(model), server)
+    health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
+    try:
+        port = server.add_insecure_port(f"{address}:{port}")
+    except RuntimeError as error:
+        raise OSError(f"--port must be free on {address}, and {port} is not: {error}") from error
+    server.start()
+    return server, port

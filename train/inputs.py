@@ -1,0 +1,100 @@
+"""From settings to the dataset of a run, its preprocessing and its augmentation."""
+
+import dataclasses
+from typing import Any
+
+from gaternet_tf.data import (
+    Augmentation,
+    Dataset,
+    Preprocessing,
+    channel_statistics,
+    hold_out,
+    open_dataset,
+)
+from gaternet_tf.errors import UserError
+from train.config import TrainingConfig
+
+SMALL_SET = 200_000
+VALIDATION = {True: 0.1, False: 0.01}
+"""Share of the training images held out by default, of small sets and of large ones."""
+
+
+def open_training_data(config: TrainingConfig) -> Dataset:
+    """Opens the dataset and holds the validation images out.
+
+    Raises:
+      UserError: for a dataset that is not there, or one that cannot be held out as asked for.
+    """
+    dataset = open_dataset(config.dataset, config.data_dir, config.download, config.skip_unreadable)
+    share = config.validation
+    if share is None:
+        share = VALIDATION[dataset.size(dataset.train_split) <= SMALL_SET]
+    return hold_out(dataset, share, config.seed)
+
+
+def choose_preprocessing(config: TrainingConfig, dataset: Dataset) -> Preprocessing:
+    """Returns picture size and normalisation of a run."""
+    height, width, channels = dataset.image_shape
+    side = config.image_size or dataset.defaults.image_size
+    if side:
+        height = width = side
+    if height is None or width is None:
+        raise UserError(
+            f"the pictures of '{dataset.name}' have no common size; give --image_size=PIXELS"
+        )
+    # The dataset's own resize belongs to the dataset's own size.
+    resize = config.resize if config.resize is not None else dataset.defaults.resize
+    if config.resize is None and config.image_size:
+        resize = round(resize * side / (dataset.defaults.image_size or side))
+    if 0 < resize < max(height, width):
+        raise UserError(
+            f"--resize must be 0 or at least the {max(height, width)} pixels that are cut out "
+            f"afterwards (--image_size), got {resize}"
+        )
+    raw = Preprocessing(
+        height, width, channels, mean=(0.0,) * channels, std=(1.0,) * channels, resize=resize
+    )
+    mean, std = dataset.defaults.statistics or channel_statistics(dataset, raw)
+    return dataclasses.replace(raw, mean=mean, std=std)
+
+
+def choose_augmentation(config: TrainingConfig, dataset: Dataset) -> Augmentation:
+    """Returns the dataset's own augmentation, with what the settings change of it."""
+    changes: dict[str, Any] = {
+        "padding": config.crop_padding,
+        "flip": config.flip,
+        "resized_crop": config.resized_crop,
+    }
+    return dataclasses.replace(
+        dataset.defaults.augmentation,
+        **{name: value for name, value in changes.items() if value is not None},
+    )
+
+
+def steps_of_epoch(config: TrainingConfig, dataset: Dataset) -> int:
+    """Returns the steps of an epoch, a multiple of `--steps_per_execution`.
+
+    Keras would run into the next epoch otherwise.
+
+    Raises:
+      UserError: when the images do not fill a batch, or an epoch has fewer steps than an execution.
+    """
+    steps = dataset.training_images // config.batch_size
+    if not steps:
+        raise UserError(
+            f"--batch_size must be at most the {dataset.training_images} training images of "
+            f"'{config.dataset}', got {config.batch_size}"
+        )
+    steps = min(steps, config.steps_per_epoch or steps)
+    if config.steps_per_execution > steps:
+        raise UserError(
+            f"--steps_per_execution must be at most the {steps} steps of an epoch, got "
+            f"{config.steps_per_execution}"
+        )
+    if left := steps % config.steps_per_execution:
+        print(
+            f"{left} of the {steps} steps of an epoch are left out, since "
+            f"--steps_per_execution={config.steps_per_execution} does not divide them",
+            flush=True,
+        )
+    return steps - left
