@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from gaternet_tf.errors import UserError
 from gaternet_tf.manifest import read_manifest
-from gaternet_tf.runs import RunDirectory, require_writable
+from gaternet_tf.runs import is_run, require_writable
 
 MAX_VERSION = 2**63 - 1
 NUMBER = re.compile(r"\s*[+-]?[0-9]+\s*")
@@ -68,7 +68,7 @@ def require_model_directory(base: pathlib.Path) -> None:
             f"so in printable UTF-8 without spaces and : % ? #, and it ends in {base.name!r}; "
             "choose another, such as models/gaternet"
         )
-    if RunDirectory(base).config_file.exists():
+    if is_run(base):
         raise UserError(
             f"--output_dir must be the model's directory, such as models/gaternet, and '{base}' is "
             "a run's; choose another"
