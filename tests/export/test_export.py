@@ -273,42 +273,26 @@ def test_an_exactly_specialised_export_equals_the_keras_model(specialized, evalu
     np.testing.assert_array_equal(answer["gates"], gates)
 
 
-def untrained_run(path, gater="resnet8", policy="float32"):
-    """A finished run of a network as it was initialised, on 8x8 pictures with two classes."""
-    run = plant_run(path, gater=gater)
-    keras.config.set_dtype_policy(policy)
+def test_a_plain_half_precision_run_is_exported_as_it_is_evaluated(
+    trained, evaluated, tmp_path, capsys
+):
+    run = plant_run(tmp_path / "run", gater="none")
+    keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        build_gaternet("resnet8", gater, run.preprocessing.shape, 2, seed=0).save(run.model_file)
+        build_gaternet("resnet8", "none", run.preprocessing.shape, 2).save(run.model_file)
     finally:
         keras.config.set_dtype_policy("float32")
-    return run
-
-
-def test_a_plain_backbone_exports_without_gates(trained, evaluated, tmp_path):
-    run = untrained_run(tmp_path / "run", gater="none")
-    config = ExportConfig(run.path, tmp_path / "plain", warmup_images=str(trained.pictures))
-    version = export_run(config)
-    pictures = tf.constant(evaluated[2][:3])
-    answer = tf.saved_model.load(str(version)).signatures["gates_bytes"](image_bytes=pictures)
-    assert answer["gates"].shape == (3, 0)
-    images = run.preprocessing.normalize(evaluated[0][:3])
-    probabilities = tf.nn.softmax(run.load_model()(images, training=False)["logits"])
-    np.testing.assert_allclose(answer["probabilities"], probabilities, atol=1e-5)
-
-
-def test_a_half_precision_run_is_exported_as_it_was_evaluated(trained, evaluated, tmp_path, capsys):
-    run = untrained_run(tmp_path / "run", policy="mixed_bfloat16")
     config = ExportConfig(run.path, tmp_path / "half", warmup_images=str(trained.pictures))
     version = export_run(config)
     assert "exported as trained, in bfloat16" in capsys.readouterr().out
     assert read_manifest(version)["export"]["optimize"] == "none"
-    images = evaluated[0][:50]
-    answer = tf.saved_model.load(str(version)).signatures["gates"](images=images)
+    signature = tf.saved_model.load(str(version)).signatures["gates_bytes"]
+    answer = signature(image_bytes=tf.constant(evaluated[2][:50]))
+    assert answer["gates"].shape == (50, 0)
     model = run.load_model()
-    outputs = tf.function(lambda x: model(x, training=False))(run.preprocessing.normalize(images))
-    classes = tf.argmax(outputs["logits"], axis=1)
-    np.testing.assert_array_equal(answer["class_ids"], classes)
-    np.testing.assert_array_equal(answer["gates"], outputs["gates"])
+    outputs = model(run.preprocessing.normalize(evaluated[0][:50]), training=False)
+    probabilities = tf.nn.softmax(tf.cast(outputs["logits"], tf.float32))
+    np.testing.assert_allclose(answer["probabilities"], probabilities, atol=0.02)
 
 
 def test_weights_that_are_not_finite_are_refused(trained, tmp_path, monkeypatch):

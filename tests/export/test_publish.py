@@ -82,23 +82,6 @@ def test_nothing_numeric_is_there_before_it_is_published_and_then_all_can_read_i
         assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
 
 
-def test_a_failed_export_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), staging_directory(tmp_path / "new" / "model") as directory:
-        (directory / "half").write_text("x")
-        raise RuntimeError
-    assert os.listdir(tmp_path) == []
-
-
-def test_exports_at_once_get_a_number_each(tmp_path):
-    with staging_directory(tmp_path) as first, staging_directory(tmp_path) as second:
-        (first / "file").write_text("first")
-        (second / "file").write_text("second")
-        assert publish(second, tmp_path, None) == 1
-        assert publish(first, tmp_path, None) == 2
-    assert (tmp_path / "1" / "file").read_text() == "second"
-    assert (tmp_path / "2" / "file").read_text() == "first"
-
-
 @pytest.mark.parametrize(("version", "published"), [(None, 2), (1, None)])
 def test_a_number_that_is_taken_in_the_last_moment_is_left_as_it_is(
     tmp_path, monkeypatch, version, published
