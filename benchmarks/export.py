@@ -1,10 +1,10 @@
 """Times exports as a model server runs them: python -m benchmarks.export --backbone=resnet56
 
-Prints a table: Keras' own graph, ours as it is trained, folded, specialized if a run is given, and
-the plain backbone, folded; each at several batch sizes and two thread settings, and with the extra
-[bench] OpenVINO on the same weights. The exports are loaded through TensorFlow's C++ in one process
-for each thread setting, which takes them in turn, so that a noisy machine is noisy to all of them;
-OpenVINO runs after them, through its Python.
+Prints a table: Keras' own graph, ours as trained, folded, specialized if a run is given, and the
+plain backbone, folded; each at several batch sizes and two thread settings, and with the extra
+[bench] OpenVINO on the same weights. For each thread setting one process loads the exports into
+TensorFlow's v1 Session, where they take turns, so that a noisy machine is noisy for all of them;
+OpenVINO runs after them.
 """
 
 import os
@@ -28,6 +28,8 @@ flags.DEFINE_multi_integer("batch", [1, 8, 32], "Batch sizes.", lower_bound=1)
 flags.DEFINE_integer("rounds", 30, "Timed calls of each.", lower_bound=2)
 
 THREADS = {"2 intra-op, 2 inter-op": (2, 2), "1 intra-op, 2 inter-op": (1, 2)}
+WARM_UP = 5
+"""Calls of each before the timed ones."""
 
 
 def main(argv):
@@ -37,9 +39,8 @@ def main(argv):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.ERROR)
     import numpy as np
-    import tensorflow as tf
 
-    from export.served import Request, Served
+    from export.session import Request, run_requests
     from gaternet_tf.errors import UserError
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -50,42 +51,32 @@ def main(argv):
             return 1
         images = {n: np.resize(pictures, (n, *pictures.shape[1:])) for n in FLAGS.batch}
         requests = [
-            Request("serving_default", {"images": images[n]}, name)
+            Request(directory, "serving_default", {"images": images[n]})
             for n in FLAGS.batch
-            for name in exports
+            for directory in exports.values()
         ]
         print("| threads | export | " + " | ".join(f"batch {n}, ms" for n in FLAGS.batch) + " |")
         print("|---|---|" + "---|" * len(FLAGS.batch))
         for title, (intra, inter) in THREADS.items():
-            config = tf.compat.v1.ConfigProto(
-                intra_op_parallelism_threads=intra, inter_op_parallelism_threads=inter
-            )
-            answers = Served(exports, config).run(requests, warm_up=5, rounds=FLAGS.rounds)
+            answers = run_requests(requests, WARM_UP, FLAGS.rounds, (intra, inter))
             for row, name in enumerate(exports):
-                cells = answers[row :: len(exports)]
-                print(f"| {title} | {name} | " + " | ".join(map(cell, cells)) + " |", flush=True)
+                cells = [quartiles(answer.seconds) for answer in answers[row :: len(exports)]]
+                print(f"| {title} | {name} | " + " | ".join(cells) + " |", flush=True)
             if row := openvino_row(networks["folded"], images, intra):
                 print(f"| {title} | OpenVINO, folded | {row} |", flush=True)
     return 0
 
 
-def cell(answer) -> str:
-    """Median and the middle half's ends, in milliseconds."""
-    if answer.error:
-        raise RuntimeError(answer.error)
-    return spread(answer.seconds)
-
-
-def spread(seconds) -> str:
-    """Median (first to third quartile), in milliseconds."""
+def quartiles(seconds) -> str:
+    """Returns the median (first to third quartile) as text, in milliseconds."""
     low, middle, high = statistics.quantiles([1000 * value for value in seconds], n=4)
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 def write_exports(directory: pathlib.Path) -> tuple[dict, dict[str, pathlib.Path], Any]:
-    """Functions of normalised images by name, their exports, and pictures to ask them about.
+    """Returns networks by name, their exports by the same names, and pictures to time them on.
 
-    Of a run these are test pictures, since settled gates may be others on noise.
+    With a run these are test pictures, since on noise settled gates may be others.
     """
     import numpy as np
     import tensorflow as tf
@@ -129,23 +120,17 @@ def write_exports(directory: pathlib.Path) -> tuple[dict, dict[str, pathlib.Path
         calibration = calibrate(model, batches)
         for mode in MODES if len(gate_map(model)) else ():
             networks[f"specialized, {mode}"] = SpecializedNetwork(model, calibration, mode)
-    exports: dict[str, pathlib.Path] = {}
-
-    def export(name, network):
-        exports[name] = directory / str(len(exports))
-        shape = (None, *preprocessing.shape)
-        networks[name] = tf.function(
-            network, input_signature=[tf.TensorSpec(shape, tf.float32, name="images")]
-        )
+    exports = {}
+    images = tf.TensorSpec((None, *preprocessing.shape), tf.float32, name="images")
+    for number, name in enumerate(networks):
+        networks[name] = tf.function(networks[name], input_signature=[images])
+        exports[name] = directory / str(number)
         write_saved_model(networks[name], preprocessing, labels, str(exports[name]))
-
-    for name, network in list(networks.items()):
-        export(name, network)
     return networks, exports, pictures
 
 
 def with_keras_batch_normalization(model):
-    """The same network with Keras' batch normalisation in its convolutions."""
+    """Returns a copy of a model with Keras' batch normalisation in its convolutions."""
     import keras
 
     from gaternet_tf.layers import batch_normalization
@@ -162,10 +147,9 @@ def with_keras_batch_normalization(model):
 
 
 def openvino_row(network, images, threads):
-    """The cells of OpenVINO's row, one string; None where it is not installed.
+    """Returns the cells of OpenVINO's row as text; None where it is not installed.
 
-    It runs after the others, in this process and through its Python, and gets the network alone,
-    without the two operations that normalise and those after logits.
+    OpenVINO runs the network alone, without the operations before and after it.
     """
     try:
         import openvino
@@ -187,12 +171,12 @@ def openvino_row(network, images, threads):
     for batch in images.values():
         seconds = []
         floats = batch.astype(np.float32) / 255
-        for number in range(5 + FLAGS.rounds):
+        for number in range(WARM_UP + FLAGS.rounds):
             started = time.perf_counter()
             request.infer([floats])
-            if number >= 5:
+            if number >= WARM_UP:
                 seconds.append(time.perf_counter() - started)
-        cells.append(spread(seconds))
+        cells.append(quartiles(seconds))
     return " | ".join(cells)
 
 

@@ -5,36 +5,43 @@ import os
 import pathlib
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from export.frozen import FrozenNetwork
-from export.manifest import is_export, write_manifest
-from export.publish import choose_version, published, remove_old_versions
-from export.served import Request, Served
+from export.publish import (
+    choose_version,
+    publish,
+    remove_old_versions,
+    require_model_directory,
+    staging_directory,
+)
+from export.session import Request, run_requests
 from export.signatures import write_saved_model
 from export.specializing import MODES, SpecializedNetwork, agreement, calibrate
 from export.verification import problems_of
-from export.warmup import FILE_NAME, write_warmup
+from export.warmup import warmup_pictures, write_warmup
 from gaternet_tf.data import evaluation_batches
 from gaternet_tf.errors import UserError
 from gaternet_tf.evaluation import dataset_with_classes
+from gaternet_tf.manifest import write_manifest
 from gaternet_tf.models import gate_map
 from gaternet_tf.runs import RunDirectory, open_run
 
 OPTIMIZE = ("auto", "none", "fold", "specialize")
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 BATCH = 250
 TIMED_BATCHES = (1, 32)
 TIMED_ROUNDS = 15
 TOLERANCE = 1e-4
+"""Largest difference between probabilities of the exported and of the trained network."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-    """All settings of an export; `export.main`'s flags have the same names and say what each is."""
+    """All settings of an export; the flags of `export.main` explain each by the same name."""
 
     workdir: str | os.PathLike
     output_dir: str | os.PathLike
@@ -46,14 +53,10 @@ class ExportConfig:
     warmup_images: str | None = None
     keep: int | None = None
 
-    def check(self) -> None:
-        """Raises `UserError` for a setting that cannot work."""
-        choices = {"optimize": OPTIMIZE, "specialize_mode": MODES}
-        for name, legal in choices.items():
-            if (value := getattr(self, name)) not in legal:
-                raise UserError(f"--{name} must be one of {', '.join(legal)}, got '{value}'")
-        if self.keep is not None and self.keep < 1:
-            raise UserError(f"--keep must be 1 or more, got {self.keep}")
+    def __post_init__(self):
+        for name, choices in {"optimize": OPTIMIZE, "specialize_mode": MODES}.items():
+            if (value := getattr(self, name)) not in choices:
+                raise UserError(f"--{name} must be one of {', '.join(choices)}, got '{value}'")
 
 
 def export_run(config: ExportConfig) -> pathlib.Path:
@@ -66,69 +69,59 @@ def export_run(config: ExportConfig) -> pathlib.Path:
       UserError: for a run that cannot be exported, a place where it cannot go, or an export that
         does not pass `export.verification`.
     """
-    config.check()
     run = open_run(config.workdir)
     # Made absolute without following links: the last part is the model's name.
     base = pathlib.Path(os.path.abspath(config.output_dir))
+    require_model_directory(base)
     choose_version(base, config.version)
     pictures = warmup_pictures(run, config.warmup_images)
     model = run.load_model()
-    check_finite(model)
-    network, how = optimized(model, run, config)
-    how["compared"] = compare_with_trained(model, network, run, pictures, how["optimize"])
-    try:
-        with published(base, config.version) as staged:
-            directory = staged.directory
-            write_saved_model(network, run.preprocessing, run.labels, str(directory))
-            extra = directory / "assets.extra"
-            extra.mkdir()
-            write_warmup(extra / FILE_NAME, pictures, run.preprocessing, base.name)
-            if report := how.get("specialized"):
-                report["milliseconds"] = compare_times(directory, model, run, pictures)
-                print(describe(report), flush=True)
-            write_manifest(directory, run, model, base.name, how)
-            if problems := problems_of(directory):
-                raise UserError(
-                    "the export does not pass its own verification, and nothing was published:\n  "
-                    + "\n  ".join(problems)
-                )
-    except (tf.errors.OpError, OSError) as error:
-        raise UserError(
-            f"the export must be written to '{base}', and through '{tempfile.gettempdir()}', and "
-            f"could not be ({str(error).splitlines()[0]}); make room, or choose another "
-            "--output_dir or environment variable TMPDIR"
-        ) from error
-    if config.keep is not None:
-        try:
-            removed = remove_old_versions(base, staged.version, config.keep, is_export)
-        except OSError as error:
-            # The version is out: what follows must not look as if it were not.
-            print(f"old versions of {config.output_dir} could not be removed: {error}", flush=True)
-        else:
-            if removed:
-                print(f"removed versions {', '.join(map(str, removed))} of {config.output_dir}")
-    return pathlib.Path(config.output_dir) / str(staged.version)
+    require_finite(model)
+    network, record = build_network(model, run, config)
+    record["compared"] = compare_with_trained(model, network, run, pictures, record["optimize"])
+    with staging_directory(base) as directory:
+        write_saved_model(network, run.preprocessing, run.labels, str(directory))
+        write_warmup(directory, pictures, run.preprocessing, base.name)
+        if report := record.get("specialized"):
+            report["milliseconds"] = compare_times(directory, model, run, pictures)
+            print(describe(report), flush=True)
+        write_manifest(directory, run, model, base.name, record)
+        if problems := problems_of(directory):
+            raise UserError(
+                "the export does not pass its own verification, and nothing was published:\n  "
+                + "\n  ".join(problems)
+            )
+        version = publish(directory, base, config.version)
+    if config.keep is not None and (removed := remove_old_versions(base, version, config.keep)):
+        print(f"removed versions {', '.join(map(str, removed))} of {config.output_dir}")
+    return pathlib.Path(config.output_dir) / str(version)
 
 
-def optimized(model, run: RunDirectory, config: ExportConfig) -> tuple[Callable, dict]:
-    """The network to export, and how it was made, for the manifest."""
-    choice = config.optimize
-    if choice == "auto":
-        dtypes = {layer.compute_dtype for layer in model.layers} - {"float32"}
-        choice = "none" if dtypes else "fold"
-        if dtypes:
-            print(f"exported as trained, in {dtypes.pop()}: folding would compute in float32")
-    how: dict = {"optimize": choice}
-    if choice == "none":
-        return lambda images: model(images, training=False), how
-    if choice == "fold":
-        return shared(FrozenNetwork(model), run), how
+def build_network(
+    model: keras.Model, run: RunDirectory, config: ExportConfig
+) -> tuple[Callable, dict]:
+    """Returns the network to export, and a JSON-ready record of how it was made."""
+    optimize = config.optimize
+    half = {layer.compute_dtype for layer in model.layers} - {"float32"}
+    if optimize == "auto":
+        optimize = "none" if half else "fold"
+        if half:
+            print(f"exported as trained, in {half.pop()}: folding would compute in float32")
+    if optimize == "none":
+        network = shared(lambda images: model(images, training=False), run)
+        return network, {"optimize": "none"}
+    if optimize == "fold":
+        return shared(FrozenNetwork(model), run), {"optimize": "fold"}
     if not gate_map(model):
         raise UserError(
             "--optimize=specialize leaves out gates that never change, and the run in "
             f"'{run.path}' has none; give --optimize=fold"
         )
-    require_float32(model)
+    if half:
+        raise UserError(
+            "--optimize=specialize computes in float32, and the run was trained in "
+            f"{half.pop()}; export it with --optimize=none"
+        )
     data = dataset_with_classes(
         run.labels, run.config, run.document["dataset"], None, config.data_dir, download=False
     )
@@ -146,13 +139,23 @@ def optimized(model, run: RunDirectory, config: ExportConfig) -> tuple[Callable,
         "held_out_split": data.test_split,
         **agreement(model, network, held_out),
     }
-    return shared(network, run), {**how, "specialized": report}
+    return shared(network, run), {"optimize": "specialize", "specialized": report}
+
+
+def shared(network: Callable, run: RunDirectory) -> tf.function:
+    """Returns one function for all signatures, so that its constants are stored once."""
+    shape = (None, *run.preprocessing.shape)
+    return tf.function(network, input_signature=[tf.TensorSpec(shape, tf.float32)])
 
 
 def compare_with_trained(
-    model, network: Callable, run: RunDirectory, pictures: list[bytes], optimize: str
+    model: keras.Model, network: Callable, run: RunDirectory, pictures: list[bytes], optimize: str
 ) -> dict:
-    """How far the network's answers for the warm-up pictures are from the trained model's.
+    """Compares the network's answers for the warm-up pictures with the trained model's.
+
+    Returns:
+      JSON-ready: the number of `pictures`, the `largest_difference` of their probabilities, and
+      the number of `gates_changed`.
 
     Raises:
       UserError: when probabilities of a picture with the same gates differ by more than 1e-4,
@@ -160,15 +163,15 @@ def compare_with_trained(
     """
     decoded = [run.preprocessing.decode(tf.constant(picture)) for picture in pictures]
     images = run.preprocessing.normalize(tf.stack(decoded))
-    ours, trained = network(images), model(images, training=False)
+    exported, trained = network(images), model(images, training=False)
     probabilities = [
-        tf.nn.softmax(tf.cast(each["logits"], tf.float32)).numpy() for each in (ours, trained)
+        tf.nn.softmax(tf.cast(each["logits"], tf.float32)).numpy() for each in (exported, trained)
     ]
     difference = np.abs(probabilities[0] - probabilities[1]).max(axis=1)
     # A pre-activation of almost 0 may fall to the other side by rounding.
     changed = np.zeros(len(images), np.int64)
     if "gates" in trained:
-        changed = np.sum((ours["gates"] > 0) != (trained["gates"] > 0), axis=1)
+        changed = np.sum((exported["gates"] > 0) != (trained["gates"] > 0), axis=1)
     same = difference[changed == 0]
     if optimize != "specialize" and same.size and same.max() > TOLERANCE:
         raise UserError(
@@ -182,56 +185,32 @@ def compare_with_trained(
     }
 
 
-def require_float32(model) -> None:
-    """Raises `UserError` for a model that computes in another precision."""
-    if others := {layer.compute_dtype for layer in model.layers} - {"float32"}:
-        raise UserError(
-            "--optimize=specialize computes in float32, and the run was trained in "
-            f"{others.pop()}; export it with --optimize=none"
-        )
-
-
-def shared(network: Callable, run: RunDirectory) -> tf.function:
-    """A function that all signatures call, so that its constants are stored once."""
-    shape = (None, *run.preprocessing.shape)
-    return tf.function(network, input_signature=[tf.TensorSpec(shape, tf.float32)])
-
-
-def compare_times(directory, model, run: RunDirectory, pictures: list[bytes]) -> dict:
-    """Median milliseconds of a call, specialized and folded, by batch size, as a server runs it.
+def compare_times(
+    directory: pathlib.Path, model: keras.Model, run: RunDirectory, pictures: list[bytes]
+) -> dict:
+    """Returns median milliseconds of a call by batch size, `specialized` and `folded`.
 
     Both take turns in one process; compare their ratio, the times are this machine's.
     """
+    images = np.stack([run.preprocessing.decode(tf.constant(picture)) for picture in pictures])
     with tempfile.TemporaryDirectory() as scratch:
-        folded = pathlib.Path(scratch) / "folded"
         network = shared(FrozenNetwork(model), run)
-        write_saved_model(network, run.preprocessing, run.labels, str(folded))
-        served = Served({"specialized": directory, "folded": folded})
+        write_saved_model(network, run.preprocessing, run.labels, scratch)
+        versions = {"specialized": directory, "folded": pathlib.Path(scratch)}
+        cases = [(name, size) for name in versions for size in TIMED_BATCHES]
         requests = []
-        for size in TIMED_BATCHES:
-            images = [run.preprocessing.decode(tf.constant(picture)) for picture in pictures]
-            batch = np.resize(np.stack(images), (size, *run.preprocessing.shape))
-            for name in served.directories:
-                requests.append(Request("serving_default", {"images": batch}, name))
-        try:
-            answers = served.run(requests, warm_up=3, rounds=TIMED_ROUNDS)
-        except RuntimeError as error:
-            raise UserError(f"the process that times the export failed: {error}") from error
-    if errors := [answer.error for answer in answers if answer.error]:
-        raise UserError(f"the specialized export cannot be run: {errors[0]}")
-    return {
-        name: {
-            str(size): round(1000 * statistics.median(answer.seconds), 3)
-            for size, answer in zip(
-                TIMED_BATCHES, answers[place :: len(served.directories)], strict=True
-            )
-        }
-        for place, name in enumerate(served.directories)
-    }
+        for name, size in cases:
+            batch = np.resize(images, (size, *run.preprocessing.shape))
+            requests.append(Request(versions[name], "serving_default", {"images": batch}))
+        answers = run_requests(requests, warm_up=3, rounds=TIMED_ROUNDS)
+    times: dict[str, dict[str, float]] = {name: {} for name in versions}
+    for (name, size), answer in zip(cases, answers, strict=True):
+        times[name][str(size)] = round(1000 * statistics.median(answer.seconds), 3)
+    return times
 
 
 def describe(report: dict) -> str:
-    """A specialisation's report for a person."""
+    """Returns the report of a specialised network as text."""
     times = report["milliseconds"]
     measured = ", ".join(
         f"batch {size}: {times['specialized'][size]:.2f} ms, folded {times['folded'][size]:.2f} ms"
@@ -257,67 +236,7 @@ def describe(report: dict) -> str:
     )
 
 
-def warmup_pictures(run: RunDirectory, given: str | None = None) -> list[bytes]:
-    """Encoded pictures to warm up with: those given, or the run's own.
-
-    Args:
-      run: a finished run, which keeps a few test pictures; a converted run has none, and gets a
-        grey one, with a line that says so.
-      given: a directory of pictures, or one picture.
-
-    Raises:
-      UserError: where there is no picture, or one that cannot be decoded.
-    """
-    if given is not None:
-        place = pathlib.Path(given)
-        paths = sorted(place.rglob("*")) if place.is_dir() else [place]
-        paths = [path for path in paths if path.suffix.lower() in PICTURES and path.is_file()]
-        if not paths:
-            raise UserError(
-                f"--warmup_images must be a directory with pictures ({', '.join(PICTURES)}) or "
-                f"one, and '{given}' has none"
-            )
-        return read_pictures(paths[:BATCH], run, "--warmup_images must hold pictures", "")
-    if paths := sorted(run.pictures.glob("*/*.png")):
-        return read_pictures(
-            paths,
-            run,
-            f"'{run.pictures}' must hold the pictures that training wrote there",
-            "; bring it back from a copy, or give other pictures with --warmup_images",
-        )
-    if "converted_from" not in run.result:
-        raise UserError(
-            f"a version is warmed up with the run's pictures, and there are none in "
-            f"'{run.pictures}'; bring them back from a copy, or give others with --warmup_images"
-        )
-    print(
-        "warmed up with a grey picture: a converted run has none; --warmup_images gives real ones"
-    )
-    grey = tf.fill(run.preprocessing.shape, tf.constant(128, tf.uint8))
-    return [tf.io.encode_png(grey).numpy()]
-
-
-def read_pictures(
-    paths: Sequence[pathlib.Path], run: RunDirectory, wanted: str, advice: str
-) -> list[bytes]:
-    """Encoded pictures from files.
-
-    Raises:
-      UserError: naming the first that cannot be decoded, between what is `wanted` and an `advice`.
-    """
-    pictures = []
-    for path in paths:
-        pictures.append(path.read_bytes())
-        try:
-            run.preprocessing.decode(tf.constant(pictures[-1]))
-        except tf.errors.OpError as error:
-            raise UserError(
-                f"{wanted}, and '{path}' cannot be decoded ({str(error).splitlines()[0]}){advice}"
-            ) from error
-    return pictures
-
-
-def check_finite(model) -> None:
+def require_finite(model: keras.Model) -> None:
     """Raises `UserError` naming the first weight that is not finite: such a run has diverged."""
     for variable in model.variables:
         value = np.asarray(variable)

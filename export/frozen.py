@@ -1,9 +1,9 @@
-"""A trained model as constants: batch normalisation folded in, and only what inference computes.
+"""A trained model with constant weights, folded batch normalisation and no unused operations.
 
-TensorFlow runs an operation at a time, and on small pictures most of the time goes into their
-number. Folded, each convolution is one fused operation with its bias and ReLU, weights are
-constants that TensorFlow lays out once, and a network whose gates are partly settled
-(`export.specializing`) leaves out what is never computed.
+TensorFlow runs one operation after the other, and on small pictures their number decides about the
+time. After folding, each convolution is one fused operation with its bias and ReLU, TensorFlow
+arranges the constant weights in memory once, and a network some of whose gates are settled
+(`export.specializing`) leaves out the filters that are never on.
 """
 
 import dataclasses
@@ -19,11 +19,11 @@ from gaternet_tf.layers import GatedConv2D, GateSplit, SemHash, SqueezeExcite
 
 @dataclasses.dataclass(frozen=True)
 class Settled:
-    """Filters whose gates are taken for granted, by gated layer.
+    """Filters whose gates are settled, by the name of the gated layer.
 
     `kept` holds the channels of a layer that are computed, `on` whether each of them is ever on
-    (the others become filters of zeros), `free` whether each still has its gate. A layer that is
-    not named is computed in full.
+    (the others become filters of zeros), `free` whether each still has its gate. A layer without an
+    entry is computed in full.
     """
 
     kept: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -33,7 +33,7 @@ class Settled:
 
 @dataclasses.dataclass
 class Channels:
-    """Some channels of an activation; the others are zero. No value: all are."""
+    """Some channels of an activation; the others are zero, and without a value all are."""
 
     value: tf.Tensor | None
     kept: np.ndarray
@@ -43,28 +43,28 @@ class Channels:
 class FrozenNetwork:
     """Evaluates tensors of a functional GaterNet model, with its weights as constants.
 
-    Only what a wanted tensor needs is put into the graph, so a network whose gates are known does
-    not evaluate its gater, and a residual unit without filters does not evaluate its branch.
+    The graph gets only what a wanted tensor depends on, so a network with given gates does not
+    evaluate its gater, and a residual unit without filters does not evaluate its branch.
 
     Args:
-      model: what `build_gaternet` builds, trained.
-      settled: filters to leave out, and gates.
+      model: a trained model of `build_gaternet`.
+      settled: filters and gates to leave out.
 
     Raises:
-      UserError: for a layer that it does not know, or a model computing in half precision.
+      UserError: for a layer of an unknown type, or a model that computes in half precision.
     """
 
     def __init__(self, model: keras.Model, settled: Settled | None = None):
         self.model = model
         self.settled = settled or Settled()
         self.layer_of = {}
-        # Read before any graph is built: TensorFlow would note the variables as the graph's own.
+        # Read before any graph is built, which would otherwise capture the variables.
         self.weights = {layer.name: _weights(layer) for layer in model.layers}
         for layer in model.layers:
             if _handler(layer) is None:
                 raise UserError(
-                    f"--optimize=fold knows the layers of build_gaternet, and '{layer.name}' is a "
-                    f"{type(layer).__name__}; give --optimize=none"
+                    f"--optimize=fold supports the layers of build_gaternet, and '{layer.name}' is "
+                    f"a {type(layer).__name__}; give --optimize=none"
                 )
             if layer.compute_dtype != "float32":
                 raise UserError(
@@ -75,14 +75,14 @@ class FrozenNetwork:
                 self.layer_of[id(output)] = layer
 
     def evaluate(self, wanted: dict, given: list) -> dict:
-        """Builds the graph of some tensors.
+        """Evaluates symbolic tensors of the model.
 
         Args:
-          wanted: name to the model's symbolic tensor.
-          given: pairs of (symbolic tensor, its value).
+          wanted: symbolic tensors by name.
+          given: pairs of a symbolic tensor and its value.
 
         Returns:
-          Name to value.
+          Values by name.
         """
         values = {id(symbol): value for symbol, value in given}
 
@@ -103,12 +103,12 @@ class FrozenNetwork:
 
     @tf.autograph.experimental.do_not_convert
     def __call__(self, images) -> dict:
-        """float32 [batch, height, width, channels], normalised, to what the model returns."""
+        """Maps float32 [batch, height, width, channels], normalised, to the model's outputs."""
         return self.evaluate(self.model.output, [(self.model.input, images)])
 
 
 def _handler(layer):
-    """What computes a layer; Keras' own layers may be subclassed."""
+    """Returns the function that computes a layer of this class or of a base class, else None."""
     return next((HANDLERS[cls] for cls in type(layer).__mro__ if cls in HANDLERS), None)
 
 
@@ -117,7 +117,7 @@ def _as_list(value):
 
 
 def _weights(layer) -> list[np.ndarray]:
-    """A layer's weights; of a convolution its kernel and bias, normalisation folded in."""
+    """Returns a layer's weights; of a gated convolution the folded kernel and bias."""
     weights = [np.asarray(weight, np.float64) for weight in layer.get_weights()]
     if isinstance(layer, GatedConv2D):
         kernel, *moments = weights
@@ -129,7 +129,7 @@ def _weights(layer) -> list[np.ndarray]:
 
 
 def _affine(weights, epsilon):
-    """(scale, offset) that a batch normalisation is in inference."""
+    """Returns the scale and the offset that a batch normalisation applies in inference."""
     gamma, beta, mean, variance = weights
     scale = gamma / np.sqrt(variance + epsilon)
     return scale, beta - mean * scale
@@ -157,7 +157,7 @@ def _convolution(network, layer, inputs, gates=None):
     if gates is not None and free.any():
         gates = tf.gather(gates, kept, axis=3) if partial else gates
         if not free.all():
-            # Those that are settled: on, or zero already.
+            # Settled gates become 1: their filters are always on, or zeros.
             gates = tf.maximum(gates, tf.constant(~free, tf.float32))
         outputs *= gates
     return Channels(outputs, kept, layer.filters) if partial else outputs
@@ -168,7 +168,7 @@ def _add(network, layer, residual, shortcut):
         return residual + shortcut
     if residual.value is None:
         return shortcut
-    # Spreads the channels out again: a 1x1 convolution is the fastest way that TensorFlow has.
+    # Scatters the channels to their places; in TensorFlow a 1x1 convolution is fastest.
     spread = np.zeros((1, 1, len(residual.kept), residual.total), np.float32)
     spread[0, 0, np.arange(len(residual.kept)), residual.kept] = 1.0
     return tf.nn.conv2d(residual.value, spread, 1, "SAME") + shortcut
@@ -177,8 +177,8 @@ def _add(network, layer, residual, shortcut):
 def _dense(network, layer, inputs):
     if layer.activation is not keras.activations.linear:
         raise UserError(
-            f"folding knows dense layers without an activation, and '{layer.name}' has "
-            f"{keras.activations.serialize(layer.activation)}; export with --optimize=none"
+            f"--optimize=fold supports dense layers without an activation, and '{layer.name}' has "
+            f"{keras.activations.serialize(layer.activation)}; give --optimize=none"
         )
     kernel, bias = network.weights[layer.name]
     return tf.nn.bias_add(tf.matmul(inputs, kernel), bias)
@@ -197,7 +197,7 @@ def _squeeze_excite(network, layer, inputs):
 
 
 def _split(network, layer, gates):
-    # One reshape for all, to what multiplies a picture's channels.
+    # Reshaped once for all layers, to multiply channels.
     sizes = [segment["channels"] for segment in layer.segments]
     return tf.split(gates[:, None, None, :], sizes, axis=3)
 

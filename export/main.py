@@ -21,22 +21,22 @@ flags.DEFINE_enum(
     "auto",
     ["auto", "none", "fold", "specialize"],
     "'fold' folds batch normalisation into the convolutions; 'specialize' also leaves out gates "
-    "that never change over --calibration_split; 'none' is Keras' graph; 'auto' folds what was "
-    "trained in float32.",
+    "that never change over --calibration_split; 'none' exports Keras' graph; 'auto' folds what "
+    "was trained in float32.",
 )
 flags.DEFINE_enum(
     "specialize_mode",
     "exact",
     ["exact", "calibrated"],
     "'exact' takes the full network for a batch in which a settled gate differs; 'calibrated' "
-    "does not look.",
+    "never does.",
 )
 flags.DEFINE_string("calibration_split", "train", "Split of the run's dataset to calibrate on.")
-flags.DEFINE_string("data_dir", None, "TFDS directory with the run's dataset, to calibrate.")
+flags.DEFINE_string("data_dir", None, "TFDS directory with the run's dataset, for 'specialize'.")
 flags.DEFINE_string(
-    "warmup_images", None, "Pictures to warm up with, a directory; default: the run's own."
+    "warmup_images", None, "Picture, or directory of pictures, to warm up with; default: the run's."
 )
-flags.DEFINE_integer("keep", None, "Removes the oldest versions beyond so many.", 1)
+flags.DEFINE_integer("keep", None, "Keeps so many versions and removes older ones.", 1)
 
 
 def main(argv):

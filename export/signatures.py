@@ -1,4 +1,4 @@
-"""The four signatures of an exported model, as functions of one Keras model."""
+"""The five signatures of an exported model, as functions of one network."""
 
 from collections.abc import Callable
 
@@ -9,8 +9,7 @@ from gaternet_tf.data import Preprocessing
 
 IMAGE_FEATURE = "image/encoded"
 NO_FEATURE = "no feature"
-"""Stands for a feature that is not there; no picture is so."""
-CLASSIFY = "classify"
+"""Stands for a missing feature; no picture is encoded like this."""
 
 
 def write_saved_model(
@@ -24,10 +23,11 @@ def write_saved_model(
     Every signature preprocesses in the graph and computes gates as `1[g' > 0]`, without noise.
     Only variables that a signature reads are saved; optimizer and random state stay behind.
 
-    In `image_bytes` an empty string means "no picture": its row comes back with probabilities 0,
-    class -1 and an empty label; in `classify` an empty `tf.Example` or an empty feature does, and
-    all scores are 0. So a caller can pad a batch, and a server can be probed without a picture.
-    Anything else that is not a picture fails the request.
+    In `image_bytes` and `gates_bytes` an empty string means "no picture": its row comes back with
+    probabilities 0, class -1, an empty label and gates that are off. In `classify` an empty
+    `tf.Example` or an empty feature means the same, and all its scores are 0. So a caller can pad a
+    batch, and a server can be probed without a picture. Anything else that is not a picture fails
+    the request.
     """
     archive = keras.export.ExportArchive()
     images = tf.TensorSpec((None, *preprocessing.shape), tf.uint8, name="images")
@@ -37,67 +37,57 @@ def write_saved_model(
         # A server does not check shapes, and the network would answer for any height and width.
         pictures = tf.ensure_shape(pictures, images.shape)
         rows = tf.shape(pictures)[0]
-        # Some of TensorFlow's convolutions (oneDNN's) fail for no rows: then one is made up.
-        enough = tf.pad(pictures, [[0, tf.maximum(1 - rows, 0)], [0, 0], [0, 0], [0, 0]])
+        # Some of TensorFlow's convolutions (oneDNN's) fail for no rows, so there is always one.
+        padded = tf.pad(pictures, [[0, tf.maximum(1 - rows, 0)], [0, 0], [0, 0], [0, 0]])
         outputs = {
-            name: output[:rows] for name, output in network(preprocessing.normalize(enough)).items()
+            name: output[:rows] for name, output in network(preprocessing.normalize(padded)).items()
         }
         probabilities = tf.nn.softmax(tf.cast(outputs["logits"], tf.float32))
         class_ids = tf.argmax(probabilities, axis=-1, output_type=tf.int64)
         names = tf.gather(label_table, class_ids)
+        gates = tf.cast(outputs.get("gates", tf.zeros([rows, 0])), tf.uint8)
         if present is not None:
             probabilities = tf.where(present[:, None], probabilities, 0.0)
             class_ids = tf.where(present, class_ids, -1)
             names = tf.where(present, names, "")
+            gates = tf.where(present[:, None], gates, 0)
         answer = {"probabilities": probabilities, "class_ids": class_ids, "labels": names}
-        return answer, outputs.get("gates")
+        return answer, {**answer, "gates": gates}
 
     def predict_encoded(encoded):
-        present = tf.strings.length(encoded) > 0
-        return predict(_decode_all(encoded, preprocessing), present)[0]
-
-    def serving_default(images):
-        return predict(images)[0]
-
-    def image_bytes(image_bytes):
-        return predict_encoded(image_bytes)
+        return predict(_decode_all(encoded, preprocessing), tf.strings.length(encoded) > 0)
 
     def classify(inputs):
         spec = {IMAGE_FEATURE: tf.io.FixedLenFeature([], tf.string, default_value=NO_FEATURE)}
         encoded = tf.io.parse_example(inputs, spec)[IMAGE_FEATURE]
         encoded = tf.where(tf.strings.length(inputs) > 0, encoded, "")
-        found = tf.reduce_all(encoded != NO_FEATURE)
+        complete = tf.reduce_all(encoded != NO_FEATURE)
         text = f"every tf.Example must have the feature {IMAGE_FEATURE}, the encoded picture"
-        with tf.control_dependencies([tf.debugging.Assert(found, [text])]):
-            answer = predict_encoded(tf.identity(encoded))
+        with tf.control_dependencies([tf.debugging.Assert(complete, [text])]):
+            answer, _ = predict_encoded(tf.identity(encoded))
         scores = answer["probabilities"]
         return {
             "classes": tf.tile(label_table[None, :], [tf.shape(scores)[0], 1]),
             "scores": scores,
         }
 
-    def gates(images):
-        answer, gates = predict(images)
-        if gates is None:
-            gates = tf.zeros([tf.shape(images)[0], 0])
-        return {**answer, "gates": tf.cast(gates, tf.uint8)}
-
-    archive.add_endpoint("serving_default", serving_default, input_signature=[images])
+    encoded = tf.TensorSpec([None], tf.string, name="image_bytes")
+    examples = tf.TensorSpec([None], tf.string, name="inputs")
+    archive.add_endpoint("serving_default", lambda images: predict(images)[0], [images])
     archive.add_endpoint(
-        "image_bytes",
-        image_bytes,
-        input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")],
+        "image_bytes", lambda image_bytes: predict_encoded(image_bytes)[0], [encoded]
     )
+    archive.add_endpoint("classify", classify, [examples])
+    archive.add_endpoint("gates", lambda images: predict(images)[1], [images])
     archive.add_endpoint(
-        CLASSIFY, classify, input_signature=[tf.TensorSpec([None], tf.string, name="inputs")]
+        "gates_bytes", lambda image_bytes: predict_encoded(image_bytes)[1], [encoded]
     )
-    archive.add_endpoint("gates", gates, input_signature=[images])
     archive.write_out(directory, verbose=False)
     _set_classify_method(directory)
 
 
 def _decode_all(encoded, preprocessing):
-    """Pictures of any size and format, string [batch], to uint8 [batch, h, w, c]."""
+    """Decodes pictures of any size and format, string [batch], to uint8 [batch, h, w, c]."""
     blank = tf.zeros(preprocessing.shape, tf.uint8)
 
     def decode(item):
@@ -113,8 +103,8 @@ def _decode_all(encoded, preprocessing):
 
 
 def _set_classify_method(directory):
-    """TensorFlow 2 writes every signature as "predict"; the Classify RPC wants its own method."""
+    """Sets the method name that the Classify RPC requires; TensorFlow 2 writes only "predict"."""
     constants = tf.compat.v1.saved_model.signature_constants
     updater = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(directory)
-    updater.replace_method_name(CLASSIFY, constants.CLASSIFY_METHOD_NAME, tags=["serve"])
+    updater.replace_method_name("classify", constants.CLASSIFY_METHOD_NAME, tags=["serve"])
     updater.save()

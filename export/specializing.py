@@ -1,8 +1,8 @@
-"""Gates that never change are settled: their filters are left out, or lose their gate.
+"""Specialises a network: filters that are always off are left out, others lose their gate.
 
-What is settled is measured on a calibration split. On other pictures a settled gate may still
-change: the `exact` network notices and takes the full one for that batch, the `calibrated` one
-does not.
+A gate that is the same for every image of a calibration split is settled. On other images it may
+still change: then the `exact` network evaluates the full one for that batch, and the `calibrated`
+network does not.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ MODES = ("exact", "calibrated")
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """bool [gates] each: those that were on, and off, for every image of a split."""
+    """Gates that were on for every image of a split, and gates that were off: bool [gates] each."""
 
     always_on: np.ndarray
     always_off: np.ndarray
@@ -31,23 +31,22 @@ class Calibration:
 
     @property
     def free(self) -> np.ndarray:
-        """Bool [gates]: those that depended on the image."""
+        """Bool [gates]: the gates that depended on the image."""
         return ~(self.always_on | self.always_off)
 
 
 def calibrate(model: keras.Model, batches) -> Calibration:
-    """Which gates never change over batches of (normalised images, labels)."""
+    """Returns which gates never change over batches of (normalised images, labels)."""
     on_for, images = count_gates(model, batches)
     return Calibration(on_for == images, on_for == 0, images)
 
 
 def settle(model: keras.Model, calibration: Calibration) -> Settled:
-    """The filters of each gated layer that are computed, and which of them keep their gate.
+    """Returns the filters of each gated layer that are computed, and which keep their gate.
 
-    Where a sum with the shortcut follows, what is left of a layer has to be spread out to all
-    channels again; a layer stays whole, with filters of zeros, where that costs more than leaving
-    filters out saves. A convolution that another one reads keeps one filter at least: a
-    convolution of nothing would not know its size.
+    Before a sum with the shortcut the remaining channels are scattered to their places again; a
+    layer stays whole, with filters of zeros, where that costs more than it saves. A convolution
+    whose output another convolution reads keeps at least one filter.
     """
     kept, on, free = {}, {}, {}
     start = 0
@@ -72,10 +71,10 @@ def settle(model: keras.Model, calibration: Calibration) -> Settled:
 
 
 class SpecializedNetwork:
-    """A network without what a calibration has settled, as constants.
+    """A frozen network without the filters and gates that a calibration has settled.
 
     Args:
-      model: what `build_gaternet` builds, trained.
+      model: a trained model of `build_gaternet`.
       calibration: of that model.
       mode: "exact" or "calibrated".
     """
@@ -94,7 +93,7 @@ class SpecializedNetwork:
 
     @tf.autograph.experimental.do_not_convert
     def __call__(self, images) -> dict:
-        """float32 [batch, height, width, channels], normalised, to `logits` and `gates`."""
+        """Maps normalised images, float32 [batch, height, width, channels], to logits and gates."""
         if self.mode == "exact":
             return self._exact(images)
         gates = self._calibrated_gates(images)
@@ -119,7 +118,7 @@ class SpecializedNetwork:
         return {"logits": logits, "gates": gates}
 
     def _calibrated_gates(self, images):
-        """All gates; FC2 computes only those that are not settled."""
+        """Returns all gates, of which FC2 computes only those that are not settled."""
         free = np.flatnonzero(self.calibration.free)
         batch = tf.shape(images)[0]
         if not len(free):
@@ -130,16 +129,16 @@ class SpecializedNetwork:
         inputs = self.full.evaluate(wanted, [(self.model.input, images)])["inputs"]
         chosen = tf.nn.bias_add(tf.matmul(inputs, kernel[:, free]), bias[free])
         chosen = tf.cast(chosen > 0, tf.float32)
-        # Every gate's place among the chosen ones, or behind them: one that is off, one that is on.
+        # Each gate's index in [*chosen, off, on].
         places = np.where(self.calibration.always_on, len(free) + 1, len(free))
         places[free] = np.arange(len(free))
         ends = tf.tile(tf.constant([[0.0, 1.0]]), [batch, 1])
         return tf.gather(tf.concat([chosen, ends], axis=1), places, axis=1)
 
     def macs(self) -> int:
-        """Multiply-accumulates of an image whose settled gates agree.
+        """Returns the multiply-accumulates of an image whose settled gates agree.
 
-        Counted as in `gaternet_tf.macs`, and the 1x1 convolutions that spread filters out again.
+        Counted as in `gaternet_tf.macs`, with the 1x1 convolutions that scatter channels.
         """
         by_layer = dict(layer_macs(self.model))
         calibration, kept = self.calibration, self.settled.kept
@@ -165,7 +164,7 @@ class SpecializedNetwork:
         return sum(by_layer.values())
 
     def report(self) -> dict:
-        """What was settled and what that saves, JSON-ready."""
+        """Returns what was settled and what that saves, JSON-ready."""
         calibration, kept = self.calibration, self.settled.kept
         gates = len(calibration.free)
         segments = gate_map(self.model).segments
@@ -190,19 +189,19 @@ class SpecializedNetwork:
 
 
 def agreement(model: keras.Model, network: SpecializedNetwork, batches) -> dict:
-    """How a specialized network does on pictures that it was not calibrated on.
+    """Compares a specialised network with the full model on images outside the calibration.
 
     Args:
-      model: the full one.
-      network: made of it.
-      batches: of (normalised images, labels), the first of them as large as any.
+      model: the full model.
+      network: its specialised network.
+      batches: of (normalised images, labels), all but the last of one size.
 
     Returns:
-      JSON-ready: `held_out_images`; on how many of them a gate is another than it was settled to be
-      (`images_with_a_settled_gate_changed`), any gate of the network is another than the full
-      model's (`images_with_another_gate`) and the prediction (`images_with_another_prediction`);
-      and how many of the `batches` of `batch_size` hold an image of the first kind
-      (`batches_in_full`), for which the exact network takes the full one.
+      JSON-ready: `held_out_images`, and of these the numbers of
+      `images_with_a_settled_gate_changed`, of `images_with_another_gate` than the full model and
+      of `images_with_another_prediction`; the number of `batches`, their `batch_size`, and
+      `batches_in_full`: those with a changed settled gate, for which the exact network evaluates
+      the full one.
     """
     calibration = network.calibration
     settled = np.flatnonzero(~calibration.free)
@@ -210,9 +209,9 @@ def agreement(model: keras.Model, network: SpecializedNetwork, batches) -> dict:
 
     @tf.function(reduce_retracing=True)
     def compare(images):
-        full, other = model(images, training=False), network(images)
-        same_gates = tf.reduce_all((full["gates"] > 0) == (other["gates"] > 0), axis=1)
-        classes = [tf.argmax(each["logits"], axis=1) for each in (full, other)]
+        full, short = model(images, training=False), network(images)
+        same_gates = tf.reduce_all((full["gates"] > 0) == (short["gates"] > 0), axis=1)
+        classes = [tf.argmax(each["logits"], axis=1) for each in (full, short)]
         changed = (tf.gather(full["gates"], settled, axis=1) > 0) != expected
         return same_gates, classes[0] == classes[1], tf.reduce_any(changed, axis=1)
 

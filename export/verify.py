@@ -1,4 +1,4 @@
-"""Checks an exported version: python -m export.verify models/gaternet/1"""
+"""Checks exported versions: python -m export.verify models/gaternet/1"""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from absl import app, logging
 
 
 def main(argv):
-    """Checks the versions of the arguments; returns the exit status."""
+    """Checks the versions given as arguments; returns the exit status."""
     if len(argv) < 2:
         raise app.UsageError("export.verify takes version directories, such as models/gaternet/1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -16,15 +16,15 @@ def main(argv):
 
     from export.verification import problems_of
 
-    found = 0
+    status = 0
     for version_dir in argv[1:]:
-        problems = problems_of(pathlib.Path(version_dir))
-        found += len(problems)
-        for problem in problems:
-            print(f"export.verify: {version_dir}: {problem}", file=sys.stderr)
-        if not problems:
+        if problems := problems_of(pathlib.Path(version_dir)):
+            status = 1
+            for problem in problems:
+                print(f"export.verify: {version_dir}: {problem}", file=sys.stderr)
+        else:
             print(f"{version_dir}: good")
-    return 1 if found else 0
+    return status
 
 
 if __name__ == "__main__":

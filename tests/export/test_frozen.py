@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from export.frozen import FrozenNetwork
-from export.specializing import MODES, SpecializedNetwork, agreement, calibrate
+from export.specializing import SpecializedNetwork, agreement, calibrate
 from gaternet_tf import UserError, build_gaternet
 
 RNG = np.random.default_rng(0)
@@ -51,18 +51,20 @@ def with_unit_off(model):
     return model
 
 
+def assert_equal_outputs(actual, expected):
+    assert actual.keys() == expected.keys()
+    np.testing.assert_allclose(actual["logits"], expected["logits"], rtol=1e-4, atol=1e-4)
+    probabilities = [tf.nn.softmax(outputs["logits"]) for outputs in (actual, expected)]
+    np.testing.assert_allclose(*probabilities, atol=1e-5)
+    if "gates" in expected:
+        np.testing.assert_array_equal(actual["gates"], expected["gates"])
+        assert 0.05 < np.mean(expected["gates"]) < 0.95
+
+
 @pytest.mark.parametrize("options", (NETWORKS | CONTROLS).values(), ids=NETWORKS | CONTROLS)
 def test_folded_it_computes_the_same(options):
     model = network(**options)
-    wanted = model(IMAGES, training=False)
-    found = tf.function(FrozenNetwork(model))(IMAGES)
-    assert wanted.keys() == found.keys()
-    np.testing.assert_allclose(found["logits"], wanted["logits"], rtol=1e-4, atol=1e-4)
-    probabilities = [tf.nn.softmax(outputs["logits"]) for outputs in (found, wanted)]
-    np.testing.assert_allclose(*probabilities, atol=1e-5)
-    if "gates" in wanted:
-        np.testing.assert_array_equal(found["gates"], wanted["gates"])
-        assert 0.05 < np.mean(wanted["gates"]) < 0.95
+    assert_equal_outputs(tf.function(FrozenNetwork(model))(IMAGES), model(IMAGES, training=False))
 
 
 def test_what_it_does_not_know_is_refused_with_the_way_out():
@@ -96,27 +98,19 @@ def test_calibration_counts_what_never_changes(calibrated):
         assert some.any()
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_specialised_it_computes_the_same_where_settled_gates_agree(calibrated, mode):
-    model, calibration = calibrated
-    wanted = model(IMAGES[:32], training=False)
-    found = tf.function(SpecializedNetwork(model, calibration, mode))(IMAGES[:32])
-    np.testing.assert_allclose(found["logits"], wanted["logits"], rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(found["gates"], wanted["gates"])
+def changes_a_settled_gate(gates, calibration):
+    """Bool [images]."""
+    settled = ~calibration.free
+    return (np.asarray(gates, bool)[:, settled] != calibration.always_on[settled]).any(axis=1)
 
 
 def test_exact_it_computes_the_same_for_every_batch(calibrated):
     model, calibration = calibrated
     network = SpecializedNetwork(model, calibration, "exact")
-    wanted = model(IMAGES, training=False)
-    settled = ~calibration.free
-    changed = (np.asarray(wanted["gates"])[:, settled] != calibration.always_on[settled]).any(
-        axis=1
-    )
+    expected = model(IMAGES, training=False)
+    changed = changes_a_settled_gate(expected["gates"], calibration)
     assert changed.any()
-    found = tf.function(network)(IMAGES)
-    np.testing.assert_allclose(found["logits"], wanted["logits"], rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(found["gates"], wanted["gates"])
+    assert_equal_outputs(tf.function(network)(IMAGES), expected)
     assert agreement(model, network, [(IMAGES[:32], None), (IMAGES[32:], None)]) == {
         "held_out_images": 64,
         "images_with_a_settled_gate_changed": changed.sum(),
@@ -129,19 +123,22 @@ def test_exact_it_computes_the_same_for_every_batch(calibrated):
     }
 
 
-def test_calibrated_it_reports_the_images_that_differ(calibrated):
+def test_calibrated_it_computes_the_same_where_settled_gates_agree_and_reports_where_not(
+    calibrated,
+):
     model, calibration = calibrated
     network = SpecializedNetwork(model, calibration, "calibrated")
-    gates = np.asarray(model(IMAGES, training=False)["gates"], bool)
-    settled = ~calibration.free
-    changed = (gates[:, settled] != calibration.always_on[settled]).any(axis=1)
+    expected = model(IMAGES, training=False)
+    first = {name: output[:32] for name, output in expected.items()}
+    assert_equal_outputs(tf.function(network)(IMAGES[:32]), first)
+    changed = changes_a_settled_gate(expected["gates"], calibration)
     report = agreement(model, network, [(IMAGES[:40], None), (IMAGES[40:], None)])
     assert report["images_with_another_gate"] == changed.sum() > 0
     assert report["images_with_a_settled_gate_changed"] == changed.sum()
 
 
 def operations(function):
-    """How often each operation is in a graph, its functions' included."""
+    """Lists the operations of a graph and its functions."""
     graph = function.get_concrete_function(tf.TensorSpec((None, 16, 16, 3))).graph.as_graph_def()
     nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
     return [node.op for node in nodes]
@@ -158,11 +155,11 @@ def test_a_unit_without_filters_disappears_and_so_does_a_gater_without_gates():
     assert sum(report[part] for part in parts) == 224
     assert 32 <= report["filters_removed"] <= report["gates_settled_off"]
     full = operations(tf.function(FrozenNetwork(model))).count("Conv2D")
-    spread = sum(
+    scattered = sum(
         0 < len(kept) < model.get_layer(name).filters for name, kept in short.settled.kept.items()
     )
-    # Its two convolutions are gone; the other units' filters need one each to be spread out.
-    assert operations(tf.function(short)).count("Conv2D") == full - 2 + spread
+    # Its two convolutions are gone; those of other units need one each to scatter their channels.
+    assert operations(tf.function(short)).count("Conv2D") == full - 2 + scattered
 
     settled = calibrate(model, [(IMAGES[:1], LABELS[:1])])
     assert not settled.free.any()
@@ -170,9 +167,7 @@ def test_a_unit_without_filters_disappears_and_so_does_a_gater_without_gates():
     count = operations(tf.function(alone)).count("Conv2D")
     # A ResNet-8 gater has 9 convolutions.
     assert count < full - 9 + len(alone.settled.kept)
-    wanted = model(IMAGES[:1], training=False)
-    found = tf.function(alone)(IMAGES[:1])
-    np.testing.assert_allclose(found["logits"], wanted["logits"], rtol=1e-4, atol=1e-4)
+    assert_equal_outputs(tf.function(alone)(IMAGES[:1]), model(IMAGES[:1], training=False))
 
 
 def test_macs_of_what_is_left_equal_a_count_by_hand():

@@ -1,185 +1,173 @@
-"""A version directory appears whole or not at all."""
+"""A version appears whole or not at all, above all others, whatever happens beside it."""
 
+import json
 import os
 import pathlib
 
 import pytest
-from helpers import plant_run, spoil_json
+from helpers import ROOT, plant_run, run_python
 
 from export.publish import (
     choose_version,
     existing_versions,
-    published,
+    publish,
     remove_old_versions,
+    require_model_directory,
+    staging_directory,
 )
 from gaternet_tf import UserError
+from gaternet_tf.manifest import FORMAT, PLACE
 
 
 def test_the_next_version_is_above_every_name_that_a_server_takes_as_a_number(tmp_path):
     assert choose_version(tmp_path / "new", None) == 1
-    for name in ("2", "00000005", "+8", "-3", "1.5", "tmp-1", ".export-9-x"):
+    for name in ("2", "00000005", "+8", "-3", "1.5", "tmp-1", ".export-9-x", str(2**63)):
         (tmp_path / name).mkdir()
     assert existing_versions(tmp_path) == [-3, 2, 5, 8]
     assert choose_version(tmp_path, None) == 9
     assert choose_version(tmp_path, 12) == 12
-    with pytest.raises(UserError, match=r"above 8.*got 3; leave it out to get 9"):
-        choose_version(tmp_path, 3)
 
 
-def test_versions_that_cannot_be_written_are_refused(tmp_path):
+def test_versions_that_exist_or_are_below_the_highest_are_refused(tmp_path):
     (tmp_path / "05").mkdir()
-    with pytest.raises(UserError, match="has 5 already; leave --version out to get 6"):
-        choose_version(tmp_path, 5)
-    for version in (0, -1, 2**63):
-        with pytest.raises(UserError, match=f"from 1 to .*got {version}"):
+    for version in (5, 3):
+        with pytest.raises(UserError, match=f"above 5.*got {version}; leave it out to get 6"):
             choose_version(tmp_path, version)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is a file"):
-        choose_version(tmp_path / "file", None)
-    with pytest.raises(UserError, match=r"model's directory.*a version's number"):
-        choose_version(tmp_path / "05", None)
     (tmp_path / str(2**63 - 1)).mkdir()
-    with pytest.raises(UserError, match="the highest number that there is"):
+    with pytest.raises(UserError, match=f"from 1 to .*got {2**63}"):
         choose_version(tmp_path, None)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["a b", "a\nb", "a\tb", "a:b", "a%20b", "a?b", "a#b", "a\u00a0b", "a\u200bb", "a\udcff"],
-)
+@pytest.mark.parametrize("name", ["a b", "a:b", "a%20b", "a?b", "a#b", "a\u200b", "a\udcff"])
 def test_names_that_a_request_cannot_have_are_refused(tmp_path, name):
     with pytest.raises(UserError, match=r"must end in the model's name.*printable UTF-8") as caught:
-        choose_version(tmp_path / name, None)
-    assert str(caught.value).isprintable()
-    with pytest.raises(UserError), published(tmp_path / name, None):
-        pass
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_path_that_is_no_utf_8_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"path in UTF-8.*a\\udcff/gaternet' is not") as caught:
-        choose_version(tmp_path / "a\udcff" / "gaternet", None)
+        require_model_directory(tmp_path / name)
     assert str(caught.value).isprintable()
 
 
-def test_names_of_other_letters_are_names(tmp_path):
-    for name in ("gaternet-2.0_b", "Zürich", "ゲート"):
-        assert choose_version(tmp_path / name, None) == 1
-    with pytest.raises(UserError, match="must end in the model's name"):
-        choose_version(pathlib.Path("/"), None)
-
-
-@pytest.mark.parametrize("place", [".", "sub", "sub/deeper"])
-def test_a_place_in_an_exported_version_is_refused(tmp_path, place):
-    version = tmp_path / "model" / "version-1"
+def test_a_place_that_is_no_models_is_refused(tmp_path):
+    version = tmp_path / "model" / "1"
     version.mkdir(parents=True)
     (version / "saved_model.pb").write_text("")
-    (tmp_path / "link").symlink_to(version)
-    for base in (version / place, tmp_path / "link" / place):
-        with pytest.raises(UserError, match="must not lie in an exported version"):
-            choose_version(base, None)
-        with pytest.raises(UserError, match="an exported version"), published(base, None):
-            pass
-    assert os.listdir(version) == ["saved_model.pb"]
-
-
-def test_a_run_is_no_models_directory(tmp_path):
+    (tmp_path / "file").write_text("")
     run = plant_run(tmp_path / "run")
-    run.result_file.unlink()
-    for form in ("gaternet-run-1", "gaternet-run-0"):
-        spoil_json(run.config_file, "format", value=form)
-        with pytest.raises(UserError, match="is a run's; choose another"):
-            choose_version(run.path, None)
-    assert choose_version(run.path / "models", None) == 1
-    spoil_json(run.config_file, "format", value="mine")
-    assert choose_version(run.path, None) == 1
+    for place, words in {
+        version: "a version's number",
+        version / "sub": "an exported version",
+        run.path: "is a run's",
+        tmp_path / "file": "must be a directory",
+        pathlib.Path("/"): "must end in the model's name",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            require_model_directory(place)
+    for name in ("new", "gaternet-2.0_b", "Zürich", "ゲート"):
+        require_model_directory(tmp_path / name)
+    require_model_directory(run.path / "models")
 
 
-def test_nothing_numeric_is_there_before_the_block_ends(tmp_path):
+def test_nothing_numeric_is_there_before_it_is_published_and_then_all_can_read_it(tmp_path):
+    base = tmp_path / "new" / "model"
     old = os.umask(0o077)
     try:
-        with published(tmp_path / "new" / "model", 3) as staged:
-            directory = staged.directory
+        with staging_directory(base) as directory:
             (directory / "variables").mkdir()
             (directory / "variables" / "data").write_text("x")
-            assert existing_versions(tmp_path / "new" / "model") == []
+            assert existing_versions(base) == []
+            assert publish(directory, base, 3) == 3
     finally:
         os.umask(old)
-    version = tmp_path / "new" / "model" / "3"
-    assert staged.version == 3
-    assert (version / "variables" / "data").read_text() == "x"
-    assert os.listdir(tmp_path / "new" / "model") == ["3"]
-    # Another user's server can read it, whatever the umask was.
-    for directory in (version, version.parent, version.parent.parent):
-        assert directory.stat().st_mode & 0o777 == 0o755
-    assert (version / "variables" / "data").stat().st_mode & 0o777 == 0o644
+    assert os.listdir(base) == ["3"]
+    assert (base / "3" / "variables" / "data").read_text() == "x"
+    for path in [tmp_path / "new", *(tmp_path / "new").rglob("*")]:
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
 
 
-def test_a_failed_export_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), published(tmp_path / "new" / "model", 1) as staged:
-        (staged.directory / "half").write_text("x")
-        raise RuntimeError
-    assert os.listdir(tmp_path) == []
+@pytest.mark.parametrize(("version", "published"), [(None, 2), (1, None)])
+def test_a_number_that_is_taken_in_the_last_moment_is_left_as_it_is(
+    tmp_path, monkeypatch, version, published
+):
+    rename = pathlib.Path.rename
+
+    def taken_before(path, target):
+        monkeypatch.undo()
+        target.mkdir()
+        (target / "file").write_text("theirs")
+        return rename(path, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", taken_before)
+    with staging_directory(tmp_path) as directory:
+        (directory / "file").write_text("ours")
+        if published:
+            assert publish(directory, tmp_path, version) == published
+        else:
+            with pytest.raises(UserError, match="above 1"):
+                publish(directory, tmp_path, version)
+    assert (tmp_path / "1" / "file").read_text() == "theirs"
+    assert existing_versions(tmp_path) == ([1, 2] if published else [1])
 
 
-@pytest.mark.parametrize("files", [[], ["saved_model.pb"]])
-def test_a_version_that_appeared_meanwhile_is_left_as_it_is(tmp_path, files):
-    with (
-        pytest.raises(UserError, match="has 1 already"),
-        published(tmp_path, 1) as staged,
-    ):
-        (staged.directory / "ours").write_text("x")
-        (tmp_path / "1").mkdir()
-        for name in files:
-            (tmp_path / "1" / name).write_text("theirs")
-    assert os.listdir(tmp_path) == ["1"]
-    assert os.listdir(tmp_path / "1") == files
-
-
-def test_a_place_that_cannot_be_written_is_refused(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot"), published(tmp_path / "file" / "model", 1):
+def test_what_a_killed_export_left_is_removed_after_a_day(tmp_path):
+    for name, age in ((".export-killed", 2), (".export-running", 0), ("mine", 2)):
+        (tmp_path / name / "variables").mkdir(parents=True)
+        written = (tmp_path / name).stat().st_mtime - age * 24 * 60 * 60
+        os.utime(tmp_path / name, (written, written))
+    with staging_directory(tmp_path):
         pass
-
-
-def test_exports_at_once_get_a_number_each(tmp_path):
-    with published(tmp_path, None) as first, published(tmp_path, None) as second:
-        assert first.directory != second.directory
-        (first.directory / "file").write_text("first")
-        (second.directory / "file").write_text("second")
-    # The inner block ends first.
-    assert (second.version, first.version) == (1, 2)
-    assert (tmp_path / "1" / "file").read_text() == "second"
-    assert (tmp_path / "2" / "file").read_text() == "first"
-
-
-def test_what_a_killed_export_left_is_removed_and_what_is_being_written_is_not(tmp_path):
-    (tmp_path / ".export-killed" / "variables").mkdir(parents=True)
-    (tmp_path / "mine").mkdir()
-    with published(tmp_path, None) as running:
-        with published(tmp_path, None):
-            pass
-        assert running.directory.is_dir()
-    assert sorted(os.listdir(tmp_path)) == ["1", "2", "mine"]
+    assert sorted(os.listdir(tmp_path)) == [".export-running", "mine"]
 
 
 def test_old_versions_are_removed_but_never_the_newest_or_what_is_not_ours(tmp_path):
     for name in ("1", "2", "3", "4", "5", "007", "note", "-1"):
         (tmp_path / name).mkdir()
-    (tmp_path / "2" / "theirs").write_text("")
+        if name not in ("2", "-1"):
+            (tmp_path / name / PLACE).parent.mkdir()
+            (tmp_path / name / PLACE).write_text(json.dumps({"format": FORMAT}))
     (tmp_path / "6").write_text("a file")
-
-    def ours(directory):
-        return not (directory / "theirs").exists()
-
-    assert remove_old_versions(tmp_path, 5, 3, ours) == [1]
-    assert remove_old_versions(tmp_path, 5, 1, ours) == [3, 4]
+    assert remove_old_versions(tmp_path, 5, 3) == [1]
+    assert remove_old_versions(tmp_path, 5, 1) == [3, 4]
     assert sorted(os.listdir(tmp_path)) == ["-1", "007", "2", "5", "6", "note"]
-    assert remove_old_versions(tmp_path, 5, 1, ours) == []
+    assert remove_old_versions(tmp_path, 5, 1) == []
 
 
-def test_a_name_that_64_bits_do_not_hold_is_no_version(tmp_path):
-    for name in ("3", "20260722153000123456", str(2**63), str(-(2**63) - 1)):
-        (tmp_path / name).mkdir()
-    assert existing_versions(tmp_path) == [3]
-    assert choose_version(tmp_path, None) == 4
+KILLED = """
+import os, pathlib, random, shutil, signal, sys, time
+from export.publish import existing_versions, publish, staging_directory
+
+version, base = map(pathlib.Path, sys.argv[1:])
+
+def export():
+    while True:
+        with staging_directory(base) as directory:
+            shutil.copytree(version, directory, dirs_exist_ok=True)
+            publish(directory, base, None)
+
+for number in range(20):
+    exports = []
+    for _ in range(2):
+        exports.append(os.fork())
+        if not exports[-1]:
+            export()
+    while len(existing_versions(base)) < 2 * number:
+        time.sleep(0.001)
+    time.sleep(random.uniform(0, 0.02))
+    for process in exports:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+"""
+
+
+def test_killed_at_any_moment_two_exports_leave_whole_versions_only(tmp_path, exported):
+    """Two processes publish copies of a version as fast as they can, and are killed 20 times."""
+    base = tmp_path / "model"
+    done = run_python("-c", KILLED, exported / "1", base, cwd=ROOT)
+    assert done.status == 0, done.err
+    versions = existing_versions(base)
+    assert versions == list(range(1, len(versions) + 1))
+    assert len(versions) >= 38
+    files = {path.relative_to(exported / "1") for path in (exported / "1").rglob("*")}
+    for number in versions:
+        whole = base / str(number)
+        assert {path.relative_to(whole) for path in whole.rglob("*")} == files
+        for path in files:
+            if (whole / path).is_file():
+                assert (whole / path).read_bytes() == (exported / "1" / path).read_bytes()
