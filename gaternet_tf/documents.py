@@ -7,7 +7,7 @@ import pathlib
 
 
 def read_json(path: pathlib.Path) -> dict:
-    """Reads a JSON file."""
+    """Returns what a JSON file holds."""
     return json.loads(path.read_text())
 
 
