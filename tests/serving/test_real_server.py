@@ -89,11 +89,7 @@ def tensorflow_serving(directory, *flags):
             env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0"},
         )
     try:
-        with server.client() as client:
-            try:
-                client.wait_ready(DEADLINE)
-            except ClientError as error:
-                raise AssertionError(server.log.read_text()[-3000:]) from error
+        wait_ready(server, process)
         yield server
     finally:
         process.terminate()
@@ -103,6 +99,18 @@ def tensorflow_serving(directory, *flags):
             process.kill()
             if not BINARY:
                 subprocess.run(["docker", "rm", "--force", name], check=False)
+
+
+def wait_ready(server, process):
+    deadline = time.monotonic() + DEADLINE
+    with server.client() as client:
+        while True:
+            try:
+                client.wait_ready(5)
+                return
+            except ClientError:
+                late = process.poll() is not None or time.monotonic() > deadline
+                assert not late, server.log.read_text()[-3000:]
 
 
 def publish(exported, base_path, version):

@@ -321,12 +321,12 @@ def test_a_running_request_keeps_its_version_in_a_swap(tmp_path):
     write_toy(tmp_path / "toy", 1)
     model = NewestVersion("toy", tmp_path / "toy")
     with serving(model) as stubs:
-        running_one = begin_to_wait(stubs, tmp_path / "go")
+        slow_call = begin_to_wait(stubs, tmp_path / "go")
         write_toy(tmp_path / "toy", 2)
         model.poll()
         assert stubs.predict(predict_request({"x": X})).model_spec.version.value == 2
         (tmp_path / "go").touch()
-        assert running_one.result().model_spec.version.value == 1
+        assert slow_call.result().model_spec.version.value == 1
 
 
 def test_the_command_swaps_under_load_and_finishes_requests_on_sigterm(tmp_path):
@@ -351,7 +351,7 @@ def test_the_command_swaps_under_load_and_finishes_requests_on_sigterm(tmp_path)
             write_toy(tmp_path / "toy", 2)
             wait_until(lambda: answering_version() == 2)
 
-            running_one = begin_to_wait(stubs, tmp_path / "go")
+            slow_call = begin_to_wait(stubs, tmp_path / "go")
             process.send_signal(signal.SIGTERM)
 
             def refuses():
@@ -363,7 +363,7 @@ def test_the_command_swaps_under_load_and_finishes_requests_on_sigterm(tmp_path)
 
             wait_until(refuses)
             (tmp_path / "go").touch()
-            assert running_one.result().model_spec.version.value == 2
+            assert slow_call.result().model_spec.version.value == 2
         out, _ = process.communicate(timeout=DEADLINE)
         assert (process.returncode, out) == (0, "server stopped\n")
 
