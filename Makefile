@@ -17,7 +17,7 @@ demo: $(INSTALLED)
 	fi
 	@rm -rf runs/demo models/gaternet
 	$(PY) -m train.main --dataset=digits --data_dir=data --workdir=runs/demo \
-	  --backbone=resnet14 --gater=resnet8 --epochs=30 --batch_size=32 --validation=0
+	  --backbone=resnet14 --gater=resnet8 --epochs=20 --batch_size=32 --validation=0
 	$(PY) -m export.main --workdir=runs/demo --output_dir=models/gaternet --version=1
 	$(PY) -m serving.demo --model_base_path=models/gaternet runs/demo/pictures
 

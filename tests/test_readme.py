@@ -45,8 +45,11 @@ def output(checkout):
         port = str(free.getsockname()[1])
     # A command that fails must not leave the server behind, which holds our pipe.
     script = ["trap 'kill $(jobs -p) 2>/dev/null || true' EXIT"]
+    readme = PAGES[0].read_text()
     for page in PAGES:
-        for line in "".join(blocks(page, "sh")).replace("8500", port).splitlines():
+        # A block of a page in docs/ that README has too is run once.
+        new = [block for block in blocks(page, "sh") if page == PAGES[0] or block not in readme]
+        for line in "".join(new).replace("8500", port).splitlines():
             if line == "make test":
                 continue
             script.append(line.replace("make ", "make -o .venv/installed "))
