@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from helpers import stand_in_for_cifar_servers
+from helpers import stand_in_for_cifar_server
 from sklearn.datasets import load_digits
 
 from gaternet_tf import UserError
@@ -34,7 +34,7 @@ def test_cifar_is_fetched_with_an_announcement_and_read(monkeypatch, tmp_path, c
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (24, 32, 32, 3)).astype(np.uint8)
     labels = np.arange(24) % 10
-    fetched = stand_in_for_cifar_servers(monkeypatch, tmp_path / "archive", images, labels)
+    fetched = stand_in_for_cifar_server(monkeypatch, tmp_path / "archive", images, labels)
     dataset = open_dataset("cifar10", str(tmp_path / "data"))
     assert "cifar10: downloading 162.17 MiB to" in capsys.readouterr().out
     assert fetched == ["https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"]
