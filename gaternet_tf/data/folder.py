@@ -48,7 +48,7 @@ def find_pictures(directory: str) -> tuple[list[Picture], list[str]]:
     """
     folder = pathlib.Path(directory).expanduser()
     if not folder.is_dir():
-        raise UserError(f"--dataset=folder:DIR must be a directory, and '{directory}' is none")
+        raise UserError(f"--dataset=folder:DIR must be a directory, and '{directory}' is not one")
     # A class may be called "train" too, but then it holds pictures and no classes.
     if train := _pictures(folder / "train", "train"):
         test = next((name for name in TESTS if _pictures(folder / name, "test")), TESTS[0])
@@ -87,6 +87,7 @@ def _hold_test_out(folder, pictures):
     classes: dict[str, list[Picture]] = {}
     for picture in pictures:
         classes.setdefault(picture.label, []).append(picture)
+    # The directories in each class that lead to its pictures; () for a picture in the class itself.
     inner = [
         {picture.path.relative_to(folder / name).parts[:-1][:1] for picture in members}
         for name, members in classes.items()
@@ -114,8 +115,8 @@ def _check_classes(pictures, directory):
     )
     if len(train) < 2 or train != test:
         raise UserError(
-            f"--dataset=folder:DIR must have {LAYOUT}, with {', '.join(EXTENSIONS)} files of the "
-            f"same classes in both, two at least; '{directory}' has {len(train)} classes to train "
+            f"--dataset=folder:DIR must have {LAYOUT}, with {', '.join(EXTENSIONS)} files of at "
+            f"least two classes, the same in both splits; '{directory}' has {len(train)} to train "
             f"on; only in training: {', '.join(sorted(train - test)) or 'none'}; only in the test: "
             f"{', '.join(sorted(test - train)) or 'none'}"
         )

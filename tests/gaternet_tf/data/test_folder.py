@@ -132,7 +132,7 @@ def test_splits_of_unknown_names_are_no_classes(folder):
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["train/cat/1.png", "test/cat/1.png"], "two at least; '.*' has 1 classes to train on"),
+        (["train/cat/1.png", "test/cat/1.png"], "at least two classes.* has 1 to train on"),
         (
             ["train/cat/1.png", "train/dog/1.png", "test/cat/1.png", "test/fox/1.png"],
             "only in training: dog; only in the test: fox",
@@ -161,7 +161,6 @@ def test_unreadable_pictures_are_listed_and_refused_or_left_out(folder, capsys):
     assert "3 of 27 pictures cannot be read" in text
     for path in ("train/cat/empty.png: ", "train/dog/text.jpg: ", "test/dog/\\xff.png: "):
         assert f"{folder}/{path}" in text
-    assert "--skip_unreadable" in text
     assert not (folder.parent / "data").exists()
 
     dataset = opened(folder, skip_unreadable=True)
