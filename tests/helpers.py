@@ -175,27 +175,11 @@ def write_cifar10_archive(directory, images, labels):
     (folder / "test_batch.bin").write_bytes(b"".join(records[-4:]))
 
 
-def write_cifar100_archive(directory, images, labels):
-    """Likewise for CIFAR-100: a coarse and a fine label byte before the pixels."""
-    folder = directory / "cifar-100-binary"
-    folder.mkdir(parents=True)
-    for name, count in (("coarse", 20), ("fine", 100)):
-        lines = "".join(f"{name}{number:03d}\n" for number in range(count))
-        (folder / f"{name}_label_names.txt").write_text(lines)
-    records = [
-        bytes([label // 5, label]) + image.transpose(2, 0, 1).tobytes()
-        for image, label in zip(images, labels, strict=True)
-    ]
-    (folder / "train.bin").write_bytes(b"".join(records[:-4]))
-    (folder / "test.bin").write_bytes(b"".join(records[-4:]))
-
-
-def stand_in_for_cifar_servers(monkeypatch, directory, images, labels) -> list[str]:
+def stand_in_for_cifar_server(monkeypatch, directory, images, labels) -> list[str]:
     """Lets TFDS "download" these pictures; returns the list of addresses it asked for, so far."""
     import tensorflow_datasets as tfds
 
     write_cifar10_archive(directory, images, labels)
-    write_cifar100_archive(directory, images, labels)
     fetched = []
 
     def fetch(self, url):

@@ -24,8 +24,8 @@ class Augmentation:
     def cut(self, image, seed):
         """Cuts a random part out of a picture, to be scaled to the network's size (Inception crop).
 
-        The part has 8 to 100 % of the area at an aspect ratio of 3:4 to 4:3. TensorFlow's sampler
-        falls back to the whole picture after ten attempts.
+        The part has 8 to 100 % of the area at an aspect ratio of 3:4 to 4:3, or is the whole
+        picture after ten attempts that do not fit.
 
         Args:
           image: any dtype [height, width, channels].
@@ -60,20 +60,17 @@ class Augmentation:
         whole = count if whole is None else whole
         crop_seed, flip_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
         if self.padding:
-            most = 2 * self.padding + 1
             offsets = tf.random.stateless_uniform(
-                [2, whole, 1], crop_seed, maxval=most, dtype=tf.int32
+                [2, whole, 1], crop_seed, maxval=2 * self.padding + 1, dtype=tf.int32
             )
-            images = self._crop(images, offsets[:, start : start + count])
+            rows, columns = offsets[0, start : start + count], offsets[1, start : start + count]
+            height, width = tf.unstack(tf.shape(images)[1:3])
+            around = [self.padding, self.padding]
+            padded = tf.pad(images, [[0, 0], around, around, [0, 0]])
+            cropped = tf.gather(padded, rows + tf.range(height), axis=1, batch_dims=1)
+            cropped = tf.gather(cropped, columns + tf.range(width), axis=2, batch_dims=1)
+            images = tf.ensure_shape(cropped, images.shape)
         if self.flip:
             heads = tf.random.stateless_uniform([whole, 1, 1, 1], flip_seed) < 0.5
             images = tf.where(heads[start : start + count], tf.reverse(images, axis=[2]), images)
         return images
-
-    def _crop(self, images, offsets):
-        height, width = tf.unstack(tf.shape(images)[1:3])
-        pad = self.padding
-        padded = tf.pad(images, [[0, 0], [pad, pad], [pad, pad], [0, 0]])
-        cropped = tf.gather(padded, offsets[0] + tf.range(height), axis=1, batch_dims=1)
-        cropped = tf.gather(cropped, offsets[1] + tf.range(width), axis=2, batch_dims=1)
-        return tf.ensure_shape(cropped, images.shape)

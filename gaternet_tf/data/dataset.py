@@ -7,8 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from gaternet_tf.data.defaults import TEST_SHARE, Defaults
-from gaternet_tf.data.folder import Folder
+from gaternet_tf.data.defaults import Defaults
 from gaternet_tf.data.preprocessing import decode_rgb
 from gaternet_tf.errors import UserError
 from gaternet_tf.seeds import derive_seed
@@ -32,6 +31,15 @@ def untuned() -> tf.data.Options:
     return options
 
 
+def builder_info(builder, shape, labels: list[str]) -> tfds.core.DatasetInfo:
+    """Returns the TFDS description of uint8 pictures of `shape`, each of a class in `labels`."""
+    features = {
+        "image": tfds.features.Image(shape=shape, dtype=np.uint8),
+        "label": tfds.features.ClassLabel(names=labels),
+    }
+    return tfds.core.DatasetInfo(builder=builder, features=tfds.features.FeaturesDict(features))
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """A classification dataset on disk.
@@ -40,14 +48,14 @@ class Dataset:
       name: as given to `open_dataset`.
       version: of the TFDS builder.
       data_dir: directory of the prepared copy.
-      train_split: name of the training split.
-      test_split: name of the test split.
       image_shape: (height, width, channels); height and width are None where pictures differ.
       labels: names of the classes.
       defaults: how the dataset is preprocessed and augmented by default.
       builder: the TFDS builder.
-      test_mask: bool [stored training images], true for those that are the test split of a dataset
-        published without one; None where the test split is stored.
+      remarks: sentences about the splits that a user should read before training.
+      test_split: name of the test split.
+      masks: of a dataset published without a test, where in the stored training split the splits
+        `train` and `test` are, each bool [stored images]; else empty.
       validation_mask: bool [training images], true for those held out for validation; None for
         none.
     """
@@ -55,14 +63,16 @@ class Dataset:
     name: str
     version: str
     data_dir: str
-    train_split: str
-    test_split: str
     image_shape: tuple[int | None, int | None, int]
     labels: tuple[str, ...]
     defaults: Defaults
     builder: tfds.core.DatasetBuilder = dataclasses.field(repr=False)
-    test_mask: np.ndarray | None = dataclasses.field(default=None, repr=False)
+    remarks: tuple[str, ...] = ()
+    test_split: str = "test"
+    masks: dict[str, np.ndarray] = dataclasses.field(default_factory=dict, repr=False)
     validation_mask: np.ndarray | None = dataclasses.field(default=None, repr=False)
+
+    train_split = "train"
 
     @property
     def training_images(self) -> int:
@@ -77,49 +87,25 @@ class Dataset:
     @property
     def splits(self) -> list[str]:
         """Names of the splits, sorted."""
-        return sorted({*self.builder.info.splits, self.test_split})
-
-    @property
-    def remarks(self) -> list[str]:
-        """Sentences about the splits that a user should read before training."""
-        if isinstance(self.builder, Folder):
-            return self.builder.remarks
-        if self.test_mask is None:
-            return []
-        return [
-            f"'{self.name}' is published without a test split: '{self.test_split}' is a seeded "
-            f"{TEST_SHARE:.0%} of '{self.train_split}', the same in every run and never trained on"
-        ]
+        return sorted({*self.builder.info.splits, *self.masks})
 
     def size(self, split: str) -> int:
         """Returns the number of examples in a split."""
-        stored, mask = self._stored(split)
-        return self.builder.info.splits[stored].num_examples if mask is None else int(mask.sum())
-
-    def _stored(self, split):
-        """Returns the stored split that contains `split`, and its mask there (None for all)."""
-        if self.test_mask is None or split not in (self.train_split, self.test_split):
-            return split, None
-        return self.train_split, self.test_mask if split == self.test_split else ~self.test_mask
-
-    @property
-    def bytes_per_file(self) -> int:
-        """Mean size of a stored training picture."""
-        split = self.builder.info.splits[self.train_split]
-        return split.num_bytes // max(1, split.num_examples)
-
-    def examples(self, split: str):
-        """Returns a `tf.data` of (uint8 image [h, w, c], int64 label), in stored order."""
-        return self.files(split).map(
-            self.decode, num_parallel_calls=PARALLEL_CALLS, deterministic=True
-        )
+        if split in self.masks:
+            return int(self.masks[split].sum())
+        return self.builder.info.splits[split].num_examples
 
     def files(self, split: str):
         """Returns a `tf.data` of (encoded picture, int64 label), in stored order, for `decode`."""
-        decoders = tfds.decode.PartialDecoding(
-            {"image": True, "label": True}, decoders={"image": tfds.decode.SkipDecoding()}
-        )
-        return self._read(split, decoders).map(lambda example: (example["image"], example["label"]))
+        data = self.builder.as_dataset(
+            split=self.train_split if split in self.masks else split,
+            decoders=tfds.decode.PartialDecoding(
+                {"image": True, "label": True}, decoders={"image": tfds.decode.SkipDecoding()}
+            ),
+            shuffle_files=False,
+            read_config=tfds.ReadConfig(options=untuned()),
+        ).map(lambda example: (example["image"], example["label"]))
+        return select(data, self.masks[split]) if split in self.masks else data
 
     def training_files(self):
         """Returns the `files` to train on."""
@@ -127,21 +113,8 @@ class Dataset:
         return files if self.validation_mask is None else select(files, ~self.validation_mask)
 
     def validation_files(self):
-        """Returns the `files` held out of training."""
-        files = self.files(self.train_split)
-        return (
-            files.take(0) if self.validation_mask is None else select(files, self.validation_mask)
-        )
-
-    def _read(self, split, decoders):
-        stored, mask = self._stored(split)
-        data = self.builder.as_dataset(
-            split=stored,
-            decoders=decoders,
-            shuffle_files=False,
-            read_config=tfds.ReadConfig(options=untuned()),
-        )
-        return data if mask is None else select(data, mask)
+        """Returns the `files` that `hold_out` held out of training."""
+        return select(self.files(self.train_split), self.validation_mask)
 
     def decode(self, file, label):
         """Maps an element of `files` to (uint8 [height, width, channels], label)."""
@@ -151,21 +124,24 @@ class Dataset:
         image = decode_rgb(file) if is_rgb else feature.decode_example(file)
         return tf.ensure_shape(image, feature.shape), label
 
+    def examples(self, split: str):
+        """Returns a `tf.data` of (uint8 image [h, w, c], int64 label), in stored order."""
+        return self.files(split).map(
+            self.decode, num_parallel_calls=PARALLEL_CALLS, deterministic=True
+        )
+
     def labels_of(self, split: str) -> np.ndarray:
         """Returns the labels of a split, int64, in stored order, without decoding pictures."""
-        return np.concatenate(list(self._labels(split).batch(10_000).as_numpy_iterator()))
+        labels = self.files(split).map(lambda _, label: label).batch(10_000)
+        return np.concatenate(list(labels.as_numpy_iterator()))
 
     def is_labelled(self, split: str) -> bool:
         """Returns whether a split has images with labels, judging by the first ones.
 
         TFDS stores -1 for every label of a challenge that keeps them secret.
         """
-        labels = list(self._labels(split).take(LABELS_READ).as_numpy_iterator())
+        labels = [int(label) for _, label in self.files(split).take(LABELS_READ)]
         return bool(labels) and min(labels) >= 0
-
-    def _labels(self, split):
-        features = tfds.decode.PartialDecoding({"label": True})
-        return self._read(split, features).map(lambda example: example["label"])
 
     def describe(self) -> dict:
         """Returns the JSON-ready facts that a run directory records."""
@@ -177,30 +153,28 @@ class Dataset:
             "validation_images": self.validation_images,
             "test_split": self.test_split,
             "test_images": self.size(self.test_split),
-            "test_held_out_of": None if self.test_mask is None else self.train_split,
+            "test_held_out_of": self.train_split if self.masks else None,
             "labels": list(self.labels),
             "content": self.builder.builder_config.name if self.builder.builder_config else "",
         }
 
 
-def select(data, mask: np.ndarray):
+def select(data, mask):
     """Returns the elements of a `tf.data` whose entry in `mask`, bool [elements], is true."""
     mask = tf.constant(mask)
     return data.enumerate().filter(lambda index, _: mask[index]).map(lambda _, element: element)
 
 
-def random_share(
-    dataset: Dataset, split: str, share: float, rng: np.random.Generator
-) -> np.ndarray:
-    """Marks a random `share` of a split's images, bool [images].
+def random_share(dataset: Dataset, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Marks a random `share` of the training split, bool [images].
 
     Each class gives the same share, rounded, and keeps at least one image.
     """
-    images = dataset.size(split)
+    images = dataset.size(dataset.train_split)
     if images > STRATIFIED_IMAGES:
         chosen = rng.permutation(images)[: round(images * share)]
     else:
-        labels = dataset.labels_of(split)
+        labels = dataset.labels_of(dataset.train_split)
         groups = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
         chosen = np.concatenate(
             [group[: min(round(len(group) * share), len(group) - 1)] for group in groups]
@@ -211,19 +185,16 @@ def random_share(
 
 
 def hold_out(dataset: Dataset, share: float, seed: int) -> Dataset:
-    """Holds a share of the training images out for validation, see `random_share`.
+    """Holds a share of the training images, 0 to below 1, out for validation, see `random_share`.
 
     The choice depends on `seed` and the dataset alone.
 
     Raises:
-      UserError: for a share that is not from 0 to below 1, or too small for a single image.
+      UserError: for a share that is too small for a single image.
     """
-    if not 0 <= share < 1:
-        raise UserError(f"--validation must be a share from 0 to below 1, got {share}")
     if share == 0:
         return dataset
-    rng = np.random.default_rng(derive_seed(seed, "validation"))
-    mask = random_share(dataset, dataset.train_split, share, rng)
+    mask = random_share(dataset, share, np.random.default_rng(derive_seed(seed, "validation")))
     if not mask.any():
         raise UserError(
             f"--validation={share} holds no image out of the {len(mask)} of '{dataset.name}'; "

@@ -19,7 +19,6 @@ class Defaults:
       image_size: side of the network's pictures in pixels; 0 for the size of the stored ones.
       resize: length in pixels that the shorter side is scaled to before evaluation's central crop;
         0 for scaling without a crop.
-      test_split: name of the labelled split that is the test; None for the first of the usual ones.
       manual_files: (name, size in bytes) of the files that users must fetch themselves.
     """
 
@@ -27,7 +26,6 @@ class Defaults:
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     image_size: int = 0
     resize: int = 0
-    test_split: str | None = None
     manual_files: tuple[tuple[str, int], ...] = ()
 
 
@@ -45,8 +43,6 @@ DEFAULTS = {
         ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         image_size=224,
         resize=256,
-        # TFDS stores -1 for all labels of the split "test".
-        test_split="validation",
         manual_files=(
             ("ILSVRC2012_img_train.tar", 147_897_477_120),
             ("ILSVRC2012_img_val.tar", 6_744_924_160),

@@ -3,6 +3,8 @@
 import numpy as np
 import tensorflow_datasets as tfds
 
+from gaternet_tf.data.dataset import builder_info
+
 TEST_IMAGES = 360
 SPLIT_SEED = 0
 
@@ -17,18 +19,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self):
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Optical recognition of handwritten digits (UCI), scikit-learn's copy.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(8, 8, 1), dtype=np.uint8),
-                    "label": tfds.features.ClassLabel(names=[str(digit) for digit in range(10)]),
-                }
-            ),
-            supervised_keys=("image", "label"),
-            homepage="https://scikit-learn.org/stable/datasets/toy_dataset.html",
-        )
+        return builder_info(self, (8, 8, 1), [str(digit) for digit in range(10)])
 
     def _split_generators(self, dl_manager):
         from sklearn.datasets import load_digits

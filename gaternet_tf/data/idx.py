@@ -2,13 +2,13 @@
 
 import gzip
 import hashlib
-import math
 import pathlib
 import zlib
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from gaternet_tf.data.dataset import builder_info
 from gaternet_tf.errors import UserError
 
 FILES = {
@@ -18,31 +18,28 @@ FILES = {
 UNSIGNED_BYTE = 8
 
 
-def read_idx(path: pathlib.Path, rank: int) -> np.ndarray:
-    """Reads an IDX file of unsigned bytes, uint8 with `rank` dimensions.
+def read_idx(folder: pathlib.Path, name: str, rank: int) -> np.ndarray:
+    """Reads an IDX file of unsigned bytes, plain or gzipped, uint8 with `rank` dimensions.
 
     Raises:
-      UserError: for a file in another format or a damaged one.
+      UserError: for a file that is missing, in another format or damaged.
     """
+    path = folder / name
     try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"'{path}' cannot be read ({error}); get it again") from error
-    head = 4 * (1 + rank)
-    if len(data) < head or data[:4] != bytes([0, 0, UNSIGNED_BYTE, rank]):
+        if path.exists():
+            data = path.read_bytes()
+        else:
+            data = gzip.decompress((folder / f"{name}.gz").read_bytes())
+        if data[:4] != bytes([0, 0, UNSIGNED_BYTE, rank]):
+            raise ValueError(f"it begins with {data[:4].hex(' ') or 'nothing'}")
+        shape = np.frombuffer(data, ">u4", count=rank, offset=4)
+        return np.frombuffer(data, np.uint8, offset=4 * (1 + rank)).reshape(shape)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(
-            f"'{path}' must be an IDX file of unsigned bytes with {rank} dimensions, and begins "
-            f"with {data[:4].hex(' ') or 'nothing'}"
-        )
-    shape = [int.from_bytes(data[at : at + 4], "big") for at in range(4, head, 4)]
-    if len(data) - head != math.prod(shape) or not data[head:]:
-        raise UserError(
-            f"'{path}' must hold the {math.prod(shape):,} bytes of {shape} after its head, and has "
-            f"{len(data) - head:,}; get it again"
-        )
-    return np.frombuffer(data, np.uint8, offset=head).reshape(shape)
+            f"--dataset=idx:DIR must have {', '.join(sum(FILES.values(), ()))}, each plain or as "
+            f".gz, in DIR; '{path}' cannot be read as unsigned bytes with {rank} dimensions "
+            f"({error})"
+        ) from error
 
 
 class Idx(tfds.core.GeneratorBasedBuilder):
@@ -63,7 +60,7 @@ class Idx(tfds.core.GeneratorBasedBuilder):
     def __init__(self, directory: str, data_dir: str | None = None):
         folder = pathlib.Path(directory).expanduser().resolve()
         self._splits = {
-            split: (read_idx(_find(folder, images), 3), read_idx(_find(folder, labels), 1))
+            split: (read_idx(folder, images, 3), read_idx(folder, labels, 1))
             for split, (images, labels) in FILES.items()
         }
         for split, (images, labels) in self._splits.items():
@@ -72,15 +69,16 @@ class Idx(tfds.core.GeneratorBasedBuilder):
                     f"'{directory}' must have as many images as labels, and has {len(images):,} "
                     f"and {len(labels):,} in '{split}'"
                 )
-        shapes = {images.shape[1:] for images, _ in self._splits.values()}
-        if len(shapes) > 1:
-            raise UserError(
-                f"the images of both splits must have one size, and those in '{directory}' have "
-                f"{' and '.join(map(str, shapes))}"
-            )
-        self._image_shape = (*shapes.pop(), 1)
         classes = 1 + max(int(labels.max()) for _, labels in self._splits.values())
-        self._names = class_names(folder / "labels.txt", classes)
+        self._names = [str(number) for number in range(max(classes, 2))]
+        if (folder / "labels.txt").is_file():
+            lines = (folder / "labels.txt").read_text(encoding="utf-8").splitlines()
+            self._names = [line.strip() for line in lines if line.strip()]
+            if len(self._names) < classes or len(set(self._names)) < len(self._names):
+                raise UserError(
+                    f"'{folder / 'labels.txt'}' must name {classes} classes, one a line, each by "
+                    f"another name, and has {', '.join(self._names)}"
+                )
         # The prepared copy is named by its content: other files in the same place, another dataset.
         digest = hashlib.blake2b(repr(self._names).encode(), digest_size=4)
         for arrays in self._splits.values():
@@ -90,17 +88,7 @@ class Idx(tfds.core.GeneratorBasedBuilder):
         super().__init__(config=config, data_dir=data_dir)
 
     def _info(self):
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="MNIST-format IDX files.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=self._image_shape, dtype=np.uint8),
-                    "label": tfds.features.ClassLabel(names=self._names),
-                }
-            ),
-            supervised_keys=("image", "label"),
-        )
+        return builder_info(self, (*self._splits["train"][0].shape[1:], 1), self._names)
 
     def _split_generators(self, dl_manager):
         return {split: self._generate_examples(*arrays) for split, arrays in self._splits.items()}
@@ -108,32 +96,3 @@ class Idx(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, images, labels):
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):
             yield index, {"image": image[:, :, None], "label": int(label)}
-
-
-def _find(folder, name):
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
-            return path
-    names = ", ".join(name for pair in FILES.values() for name in pair)
-    raise UserError(
-        f"--dataset=idx:DIR must have {names}, each plain or as .gz, in DIR, and '{folder}' lacks "
-        f"{name}"
-    )
-
-
-def class_names(path: pathlib.Path, classes: int) -> list[str]:
-    """Returns the lines of a file of class names, or numbers where there is no such file.
-
-    Raises:
-      UserError: for fewer names than classes, or a name that occurs twice.
-    """
-    if not path.is_file():
-        return [str(number) for number in range(max(classes, 2))]
-    lines = path.read_text(encoding="utf-8").splitlines()
-    names = [line.strip() for line in lines if line.strip()]
-    if len(names) < classes or len(set(names)) < len(names):
-        raise UserError(
-            f"'{path}' must name {classes} classes, one a line, each by another name; it has "
-            f"{len(names)} names, {len(set(names))} of them different"
-        )
-    return names

@@ -12,7 +12,7 @@ from gaternet_tf.errors import UserError
 from gaternet_tf.seeds import derive_seed
 
 CACHE_BYTES = 512 * 2**20
-"""Largest dataset kept in memory: its pictures, or its files where each epoch crops them anew."""
+"""Size of the pictures of the largest dataset kept in memory."""
 SHUFFLE_BYTES = 2**30
 """Size of the shuffle buffer."""
 PARALLEL_BATCHES = min(PARALLEL_CALLS, 8)
@@ -42,8 +42,8 @@ def training_batches(
     Examples at the end of an epoch that do not fill a batch are left out of it, so that no replica
     ever gets an empty batch.
 
-    Small datasets are decoded once and kept in memory. Of large ones, and of those cropped in their
-    own size, the files are shuffled and then decoded.
+    Small datasets are decoded once and kept in memory. Of large ones, and where pictures are cut in
+    their own size, the files are shuffled and then decoded.
 
     Args:
       dataset: the dataset.
@@ -52,7 +52,7 @@ def training_batches(
       batch_size: images in a batch of all machines together.
       epochs: numbers of the epochs.
       seed: of order, crops and flips.
-      steps_per_epoch: batches in an epoch; None for all.
+      steps_per_epoch: batches in an epoch; None for as many as the images fill.
       first_step: first batch of the first epoch, for a run stopped in the middle of it.
       worker: number of this machine, from 0.
       workers: number of machines; each gets its part of every batch.
@@ -62,56 +62,49 @@ def training_batches(
       workers]).
     """
     images = dataset.training_images
-    picture_bytes = math.prod(preprocessing.shape)
     examples = dataset.training_files()
-    early = not augmentation.resized_crop and images * picture_bytes <= CACHE_BYTES
-    if early:
+    example_bytes = math.prod(preprocessing.shape)
+    cached = not augmentation.resized_crop and images * example_bytes <= CACHE_BYTES
+    if cached:
         examples = _pictures(dataset, examples, preprocessing).cache()
     else:
-        picture_bytes = dataset.bytes_per_file
-        if images * picture_bytes <= CACHE_BYTES:
-            examples = examples.cache()
-    shuffled = min(images, SHUFFLE_BYTES // max(1, picture_bytes))
+        stored = dataset.builder.info.splits[dataset.train_split]
+        example_bytes = max(1, stored.num_bytes // stored.num_examples)
+    shuffled = min(images, SHUFFLE_BYTES // example_bytes)
     base_seed = derive_seed(seed, "data")
     part = batch_size // workers
+    fold_in = tf.random.experimental.stateless_fold_in
+    steps = steps_per_epoch or images // batch_size
 
-    def crop_and_scale(seed, file, label):
+    def decode(seed, file, label):
         image, label = dataset.decode(file, label)
         if augmentation.resized_crop:
             return preprocessing.scale(augmentation.cut(image, seed)), label
         return preprocessing.fit(image), label
 
     def one_epoch(epoch):
-        epoch_seed = tf.random.experimental.stateless_fold_in(
-            tf.constant([base_seed, 0], tf.int64), epoch
-        )
+        epoch_seed = fold_in(tf.constant([base_seed, 0], tf.int64), epoch)
         # fold_in leaves the first half of a seed alike in all epochs: draw shuffle's one number.
         order_seed = tf.random.stateless_uniform([], epoch_seed, None, None, tf.int64)
         data = examples.shuffle(shuffled, seed=order_seed, reshuffle_each_iteration=False)
         start = tf.where(epoch == epochs.start, tf.constant(first_step, tf.int64), 0)
-        data = data.skip(start * batch_size).take((images // batch_size - start) * batch_size)
+        data = data.skip(start * batch_size).take((steps - start) * batch_size)
         places = data.enumerate(start * batch_size)
         if workers > 1:
             places = places.filter(lambda place, _: place % batch_size // part == worker)
-        if early:
+        if cached:
             data = places.map(lambda _, example: example)
         else:
             cut_seed = tf.random.experimental.stateless_split(epoch_seed, 2)[1]
             data = places.map(
-                lambda place, example: crop_and_scale(
-                    tf.random.experimental.stateless_fold_in(cut_seed, place), *example
-                ),
+                lambda place, example: decode(fold_in(cut_seed, place), *example),
                 num_parallel_calls=PARALLEL_CALLS,
                 deterministic=True,
             )
-        data = data.batch(part, drop_remainder=True)
-        if steps_per_epoch is not None:
-            data = data.take(steps_per_epoch - start)
-        return data.enumerate(start).map(
-            lambda step, batch: (
-                tf.random.experimental.stateless_fold_in(epoch_seed, step),
-                *batch,
-            )
+        return (
+            data.batch(part, drop_remainder=True)
+            .enumerate(start)
+            .map(lambda step, batch: (fold_in(epoch_seed, step), *batch))
         )
 
     def augment(batch_seed, batch, labels):
@@ -205,7 +198,6 @@ def _pictures(dataset, files, preprocessing):
 
     def picture(file, label):
         image, label = dataset.decode(file, label)
-        fits = dataset.image_shape == preprocessing.shape and not preprocessing.resize
-        return image if fits else preprocessing.fit(image), label
+        return preprocessing.fit(image), label
 
     return files.map(picture, num_parallel_calls=PARALLEL_CALLS, deterministic=True)

@@ -52,7 +52,7 @@ def open_dataset(
     if not builder.is_prepared():
         _prepare(builder, name, download)
     features = builder.info.features
-    features = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
+    features = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
     image, label = features.get("image"), features.get("label")
     if not isinstance(image, tfds.features.Image) or not isinstance(
         label, tfds.features.ClassLabel
@@ -65,14 +65,19 @@ def open_dataset(
         name=name,
         version=str(builder.version),
         data_dir=str(builder.data_dir),
-        train_split="train",
-        test_split=TEST_SPLITS[0],
         image_shape=tuple(image.shape),
         labels=tuple(label.names),
         defaults=defaults_of(name),
         builder=builder,
     )
-    return _with_test(dataset)
+    dataset = _with_test(dataset)
+    if isinstance(builder, Folder) and builder.unused:
+        remark = (
+            f"not used of '{name.removeprefix(FOLDER)}': {', '.join(map(repr, builder.unused))}; "
+            "the validation images are always held out of those to train on"
+        )
+        dataset = dataclasses.replace(dataset, remarks=(remark,))
+    return dataset
 
 
 def _with_test(dataset):
@@ -82,27 +87,24 @@ def _with_test(dataset):
       UserError: where there is nothing to train on, or to test on.
     """
     stored = dataset.builder.info.splits
-    candidates = [dataset.defaults.test_split] if dataset.defaults.test_split else TEST_SPLITS
-    tests = [split for split in candidates if split in stored]
     if "train" in stored:
-        for split in tests:
-            if dataset.is_labelled(split):
+        for split in TEST_SPLITS:
+            if split in stored and dataset.is_labelled(split):
                 return dataclasses.replace(dataset, test_split=split)
-        if tests:
-            raise UserError(
-                f"a dataset must have a test split with labels; '{dataset.name}' has none in "
-                f"{' and '.join(map(repr, tests))}. Choose another with --dataset."
+    if set(stored) == {"train"}:
+        mask = random_share(dataset, TEST_SHARE, np.random.default_rng(derive_seed(0, "test")))
+        if mask.any():
+            remark = (
+                f"'{dataset.name}' is published without a test split: 'test' is a seeded "
+                f"{TEST_SHARE:.0%} of 'train', the same in every run and never trained on"
             )
-        if set(stored) == {"train"}:
-            rng = np.random.default_rng(derive_seed(0, dataset.test_split))
-            mask = random_share(dataset, dataset.train_split, TEST_SHARE, rng)
-            if mask.any():
-                return dataclasses.replace(dataset, test_mask=mask)
+            masks = {"train": ~mask, "test": mask}
+            return dataclasses.replace(dataset, masks=masks, remarks=(remark,))
     splits = ", ".join(f"'{name}' ({stored[name].num_examples} images)" for name in sorted(stored))
     raise UserError(
-        "a dataset must have the splits 'train' and 'test' (or 'validation'), or 'train' alone "
-        f"with enough images to hold a test out; '{dataset.name}' has {splits}. Choose another "
-        "with --dataset."
+        "a dataset must have the splits 'train' and 'test' (or 'validation') with labels, or "
+        f"'train' alone with enough images to hold a test out; '{dataset.name}' has {splits}. "
+        "Choose another with --dataset."
     )
 
 
@@ -137,22 +139,22 @@ def _prepare(builder, name, download):
         if isinstance(builder, Folder):
             builder.check_pictures()
         origin = "scikit-learn's copy" if isinstance(builder, Digits) else "these files"
-        print(f"dataset {name}: made from {origin} in {directory}", flush=True)
+        announcement = f"made from {origin} in {directory}"
     elif builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         _require_manual_files(builder, name)
-        print(f"dataset {name}: made from your files in {directory} (hours)", flush=True)
-    elif not download:
-        raise UserError(
-            f"dataset '{name}' is not in {directory}, and this command may not fetch it. "
-            "Give --data_dir=DIR if it is elsewhere; train.main and train.evaluate fetch it with "
-            "--download, and --dataset=digits needs no network."
-        )
+        announcement = f"made from your files in {directory} (hours)"
     else:
-        _announce_download(builder, name)
+        if problem := _why_not_fetched(builder, download):
+            raise UserError(
+                f"dataset '{name}' is not in {directory}, and {problem}. Give --data_dir=DIR if it "
+                "is elsewhere, or take --dataset=digits, which needs no network."
+            )
+        total = sum(info.size or 0 for info in (builder.url_infos or {}).values())
+        size = tfds.core.utils.Size(total) if total else "an unknown size"
+        announcement = f"downloading {size} to {directory}"
+    print(f"dataset {name}: {announcement}", flush=True)
     try:
         builder.download_and_prepare()
-    except UserError:
-        raise
     except Exception as error:  # Whatever a dataset's own code, the network or the disk raises.
         if builder.is_prepared():
             # Another process made it in the meantime.
@@ -165,21 +167,16 @@ def _prepare(builder, name, download):
         ) from error
 
 
-def _announce_download(builder, name):
-    """Prints the size of a download, once the publisher's server has answered."""
+def _why_not_fetched(builder, download) -> str | None:
+    """Returns why a dataset cannot be fetched, or None."""
+    if not download:
+        return "this command may not fetch it; train.main and train.evaluate do with --download"
     # TFDS does not list the files of every dataset; the publisher's own page stands in for them.
-    files = builder.url_infos or {}
-    for url in files or filter(None, [builder.info.homepage]):
+    for url in builder.url_infos or filter(None, [builder.info.homepage]):
         if problem := _unreachable(url):
-            raise UserError(
-                f"dataset '{name}' is not in {builder.data_dir}, and "
-                f"{urllib.parse.urlsplit(url).netloc}, where it is published, cannot be reached "
-                f"({problem}). Give --data_dir=DIR if it is elsewhere, or take --dataset=digits, "
-                "which needs no network."
-            )
-    total = sum(info.size or 0 for info in files.values())
-    size = tfds.core.utils.Size(total) if total else "an unknown size"
-    print(f"dataset {name}: downloading {size} to {builder.data_dir}", flush=True)
+            host = urllib.parse.urlsplit(url).netloc
+            return f"{host}, where it is published, cannot be reached ({problem})"
+    return None
 
 
 def _unreachable(url) -> str | None:

@@ -22,7 +22,7 @@ RAW = Preprocessing(8, 8, 1, (0.0,), (1.0,))
 
 
 def rows(examples):
-    return sorted(image.numpy().tobytes() for image, _ in examples)
+    return sorted(image.tobytes() for image, _ in examples.as_numpy_iterator())
 
 
 def pixels(batches):
@@ -44,16 +44,10 @@ def test_every_image_trains_or_validates_and_none_does_both(digits):
     )
 
 
-def test_every_class_gives_its_share(digits):
-    held = hold_out(digits, 0.2, seed=0)
+def test_every_class_gives_its_share_chosen_by_the_seed(digits):
+    first, again, other = (hold_out(digits, 0.2, seed).validation_mask for seed in (0, 0, 1))
     labels = digits.labels_of("train")
-    np.testing.assert_array_equal(
-        np.bincount(labels[held.validation_mask]), np.round(np.bincount(labels) * 0.2)
-    )
-
-
-def test_the_choice_depends_on_the_seed(digits):
-    first, again, other = (hold_out(digits, 0.1, seed).validation_mask for seed in (0, 0, 1))
+    np.testing.assert_array_equal(np.bincount(labels[first]), np.round(np.bincount(labels) * 0.2))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
@@ -64,28 +58,16 @@ def test_labels_of_a_large_dataset_are_not_read(digits, monkeypatch):
     assert hold_out(digits, 0.1, seed=0).validation_images == 144
 
 
-def test_no_validation_holds_nothing_out(digits):
-    none = hold_out(digits, 0.0, seed=0)
-    assert (none.training_images, none.validation_images) == (1437, 0)
-    assert list(none.validation_files()) == []
-
-
-@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
-def test_a_share_outside_0_to_1_is_refused(digits, share):
-    with pytest.raises(UserError, match="share from 0 to below 1"):
-        hold_out(digits, share, seed=0)
-
-
 class OddlySplit(tfds.core.GeneratorBasedBuilder):
     """Pictures of one value, 0, 1, ..., each in one split; the configuration names the splits.
 
-    A split whose name ends in `-` has no labels. TFDS knows no files of it to fetch.
+    A split whose name ends in `-` has no labels.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = tuple(
         tfds.core.BuilderConfig(name=name)
-        for name in ("train", "train.test-.val", "train.test-", "train.extra", "train.val.test")
+        for name in ("train", "train.test-.val", "train.test-", "train.extra")
     )
 
     def _info(self):
@@ -120,26 +102,17 @@ def values(examples):
     return [int(image[0, 0, 0]) for image, _ in examples]
 
 
-@pytest.mark.parametrize(
-    ("splits", "test"), [("train.test-.val", "val"), ("train.val.test", "test")]
-)
-def test_the_test_split_is_the_first_with_labels(oddly_split, splits, test):
-    opened = oddly_split(splits)
-    assert (opened.test_split, opened.describe()["test_split"]) == (test, test)
-    assert set(opened.labels_of(test)) == {0, 1, 2}
-    assert opened.remarks == []
+def test_the_test_split_is_the_first_with_labels(oddly_split):
+    opened = oddly_split("train.test-.val")
+    assert (opened.test_split, opened.describe()["test_split"]) == ("val", "val")
+    assert set(opened.labels_of("val")) == {0, 1, 2}
+    assert opened.remarks == ()
 
 
-@pytest.mark.parametrize(
-    ("splits", "words"),
-    [
-        ("train.test-", "must have a test split with labels; '.*' has none in 'test'"),
-        ("train.extra", r"'train' and 'test' .* has 'extra' \(60 images\), 'train' \(60 images\)"),
-    ],
-)
-def test_a_dataset_without_a_test_is_refused(oddly_split, splits, words):
-    with pytest.raises(UserError, match=words):
-        oddly_split(splits)
+@pytest.mark.parametrize("other", ["extra", "test-"])
+def test_a_dataset_without_a_test_is_refused(oddly_split, other):
+    with pytest.raises(UserError, match=rf"'train' and 'test' .*'{other.strip('-')}' \(60 images"):
+        oddly_split(f"train.{other}")
 
 
 def test_a_lone_training_split_gives_a_fifth_to_the_test(oddly_split):

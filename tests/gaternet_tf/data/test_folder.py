@@ -63,7 +63,7 @@ def test_every_kind_and_size_is_read_as_an_exported_model_reads_it(folder):
     assert dataset.image_shape == (None, None, 3)
     assert (dataset.size("train"), dataset.size("test")) == (20, 4)
     assert np.bincount(dataset.labels_of("train")).tolist() == [10, 10]
-    assert dataset.remarks == []
+    assert dataset.remarks == ()
     preprocessing = Preprocessing(8, 8, 3, (0.0,) * 3, (1.0,) * 3)
     ((images, _),) = evaluation_batches(dataset, preprocessing, 20, "train")
     served = {
@@ -78,14 +78,15 @@ COLOURS = RNG.integers(0, 256, (256, 3)).astype(np.uint8)
 GREYS = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
 
 
-@pytest.mark.parametrize("palette", [COLOURS, COLOURS[:5], GREYS[::-1], GREYS])
-def test_a_bmps_palette_counts(folder, palette):
-    numbers = RNG.integers(0, len(palette), (6, 5)).astype(np.uint8)
-    for path in (folder / "test").rglob("*.png"):
-        path.with_suffix(".bmp").write_bytes(palette_bmp(numbers, palette))
-        path.unlink()
-    for image, _ in opened(folder).examples("test"):
-        np.testing.assert_array_equal(image, palette[numbers])
+def test_a_bmps_palette_counts(folder):
+    numbers = RNG.integers(0, 5, (6, 5)).astype(np.uint8)
+    wanted = []
+    for number, palette in enumerate((COLOURS, COLOURS[:5], GREYS[::-1], GREYS)):
+        path = folder / "test" / ("cat", "dog")[number % 2] / f"palette{number}.bmp"
+        path.write_bytes(palette_bmp(numbers, palette))
+        wanted.append(palette[numbers].tobytes())
+    read = [image.numpy().tobytes() for image, _ in opened(folder).examples("test")]
+    assert set(wanted) < set(read)
 
 
 def test_a_bmp_that_pillow_would_read_wrongly_is_unreadable(folder):
@@ -118,7 +119,7 @@ def test_a_validation_directory_is_the_test_where_there_is_no_other(folder):
     (folder / "test").rename(folder / ".test")
     dataset = opened(folder)
     assert dataset.size("test") == 2
-    assert dataset.remarks == []
+    assert dataset.remarks == ()
 
 
 def test_splits_of_unknown_names_are_no_classes(folder):
@@ -131,9 +132,7 @@ def test_splits_of_unknown_names_are_no_classes(folder):
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        ([], "with two classes .* has 0 \\(none\\)"),
-        (["train/cat/1.png", "test/cat/1.png"], "has 1 \\(cat\\) to train on"),
-        (["train/cat/1.png", "train/dog/1.png"], "has 'train' and no 'test'"),
+        (["train/cat/1.png", "test/cat/1.png"], "at least two classes.* has 1 to train on"),
         (
             ["train/cat/1.png", "train/dog/1.png", "test/cat/1.png", "test/fox/1.png"],
             "only in training: dog; only in the test: fox",
@@ -141,7 +140,6 @@ def test_splits_of_unknown_names_are_no_classes(folder):
     ],
 )
 def test_other_layouts_are_refused(tmp_path, names, words):
-    (tmp_path / "pets").mkdir()
     for name in names:
         save(tmp_path / "pets" / name)
     with pytest.raises(UserError, match=words):
@@ -150,23 +148,19 @@ def test_other_layouts_are_refused(tmp_path, names, words):
         opened(tmp_path / "nowhere")
 
 
-def break_pictures(folder):
+def test_unreadable_pictures_are_listed_and_refused_or_left_out(folder, capsys):
     (folder / "train" / "cat" / "empty.png").write_bytes(b"")
     (folder / "train" / "dog" / "text.jpg").write_text("not a picture")
     whole = (folder / "test" / "cat" / "0.png").read_bytes()
     # A name of a file need not be UTF-8.
     (folder / "test" / "dog" / os.fsdecode(b"\xff.png")).write_bytes(whole[: len(whole) // 2])
 
-
-def test_unreadable_pictures_are_listed_and_refused_or_left_out(folder, capsys):
-    break_pictures(folder)
     with pytest.raises(UserError) as error:
         opened(folder)
     text = str(error.value)
     assert "3 of 27 pictures cannot be read" in text
     for path in ("train/cat/empty.png: ", "train/dog/text.jpg: ", "test/dog/\\xff.png: "):
         assert f"{folder}/{path}" in text
-    assert "--skip_unreadable" in text
     assert not (folder.parent / "data").exists()
 
     dataset = opened(folder, skip_unreadable=True)
@@ -180,7 +174,7 @@ def test_unreadable_pictures_are_listed_and_refused_or_left_out(folder, capsys):
 def test_a_class_that_is_empty_without_the_unreadable_is_refused(folder):
     for path in (folder / "test" / "cat").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(UserError, match="must have the same classes"):
+    with pytest.raises(UserError, match="only in training: cat; only in the test: none"):
         opened(folder, skip_unreadable=True)
 
 

@@ -1,6 +1,7 @@
 """One way from a picture to the network's input, compared with NumPy and Pillow."""
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -29,17 +30,14 @@ def test_normalisation_equals_numpy():
     assert RGB.normalize(images).dtype == tf.float32
 
 
-@pytest.mark.parametrize("kind", ["PNG", "BMP"])
-def test_lossless_pictures_of_the_right_size_come_through_to_the_bit(kind):
-    np.testing.assert_array_equal(RGB.decode(encode(Image.fromarray(PIXELS), kind)), PIXELS)
-
-
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF"])
-def test_grey_pictures_come_through_to_the_bit(kind):
-    grey = np.arange(480, dtype=np.uint16).reshape(20, 24).clip(0, 255).astype(np.uint8)
+def test_lossless_pictures_of_the_right_size_come_through_to_the_bit(kind):
+    grey = np.arange(480).reshape(20, 24).clip(0, 255).astype(np.uint8)
     picture = encode(Image.fromarray(grey), kind)
     np.testing.assert_array_equal(GREY.decode(picture)[..., 0], grey)
     np.testing.assert_array_equal(RGB.decode(picture), np.stack([grey] * 3, axis=-1))
+    if kind != "GIF":
+        np.testing.assert_array_equal(RGB.decode(encode(Image.fromarray(PIXELS), kind)), PIXELS)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
@@ -72,11 +70,5 @@ def test_resizing_is_pillows_within_a_grey_level(size):
     assert np.abs(ours - wanted).max() <= 1
 
 
-def test_what_is_no_picture_is_an_error():
-    with pytest.raises(tf.errors.InvalidArgumentError):
-        RGB.decode(b"hello")
-
-
 def test_survives_json():
-    assert Preprocessing.from_dict(RGB.to_dict()) == RGB
-    assert Preprocessing.from_dict({**RGB.to_dict(), "mean": list(RGB.mean)}) == RGB
+    assert Preprocessing.from_dict(json.loads(json.dumps(RGB.to_dict()))) == RGB
