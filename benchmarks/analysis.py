@@ -52,8 +52,8 @@ def main(argv):
     statistics_of(record, counts)
     report("statistics", started)
     started = time.perf_counter()
-    separation = separate(record, counts.on)
-    report(f"t-SNE of {len(separation.sample)} images", started)
+    sample, _, _ = separate(record, counts.dependent)
+    report(f"t-SNE of {len(sample)} images", started)
 
 
 def report(name, started):

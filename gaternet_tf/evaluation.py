@@ -27,12 +27,9 @@ class Evaluator:
         self.segments = gate_map(model).segments
         self.macs = sum(layer_macs(model).values())
         self.gate_macs = gate_macs(model)
-
-        @tf.function(reduce_retracing=True)
-        def forward(images):
-            return model(images, training=False)
-
-        self._forward = forward
+        self._forward = tf.function(
+            lambda images: model(images, training=False), reduce_retracing=True
+        )
 
     def __call__(self, batches) -> dict:
         """Evaluates batches.
@@ -49,8 +46,8 @@ class Evaluator:
           `gaternet_tf.macs`.
         """
         correct, loss, images = 0, 0.0, 0
-        on_per_image: list[np.ndarray] = []
-        on_per_gate = np.zeros(0, np.int64)
+        on_per_image: list[int] = []
+        on_per_gate = np.zeros(len(self.gate_macs), np.int64)
         for batch, labels in batches:
             outputs = self._forward(batch)
             logits = outputs["logits"]
@@ -58,10 +55,10 @@ class Evaluator:
             correct += int(np.sum(np.argmax(logits, axis=-1) == np.asarray(labels)))
             loss += float(tf.reduce_sum(losses))
             images += len(labels)
-            if "gates" in outputs:
+            if self.segments:
                 on = np.asarray(outputs["gates"]) > 0
-                on_per_image.append(on.sum(axis=1))
-                on_per_gate = on_per_gate + on.sum(axis=0) if on_per_gate.size else on.sum(axis=0)
+                on_per_image.extend(on.sum(axis=1))
+                on_per_gate += on.sum(axis=0)
         result = {
             "accuracy": correct / images,
             "loss": loss / images,
@@ -69,41 +66,28 @@ class Evaluator:
             "macs": self.macs,
             "macs_on": float(self.macs),
         }
-        if on_per_image:
-            per_image = np.concatenate(on_per_image)
+        if self.segments:
             always_on = int(np.sum(on_per_gate == images))
             always_off = int(np.sum(on_per_gate == 0))
+            rates = on_per_gate / images
             result |= {
                 "gates": len(on_per_gate),
-                "gate_rate": float(per_image.mean() / len(on_per_gate)),
+                "gate_rate": float(np.mean(on_per_image) / len(on_per_gate)),
                 "gates_always_on": always_on,
                 "gates_always_off": always_off,
                 "gates_input_dependent": len(on_per_gate) - always_on - always_off,
-                "gates_on_min": int(per_image.min()),
-                "gates_on_mean": float(per_image.mean()),
-                "gates_on_max": int(per_image.max()),
+                "gates_on_min": int(min(on_per_image)),
+                "gates_on_mean": float(np.mean(on_per_image)),
+                "gates_on_max": int(max(on_per_image)),
+                "macs_on": self.macs - float(self.gate_macs @ (1 - rates)),
             }
-            if self.segments:
-                rates = on_per_gate / images
-                result["macs_on"] = self.macs - float(self.gate_macs @ (1 - rates))
-                result |= self._rates_by_stage(rates)
+            stages = np.repeat(
+                [segment.stage for segment in self.segments],
+                [segment.channels for segment in self.segments],
+            )
+            for stage in np.unique(stages):
+                result[f"gate_rate_stage{stage}"] = float(rates[stages == stage].mean())
         return result
-
-    def _rates_by_stage(self, rates):
-        """Returns the mean of the gates' rates in each stage."""
-        stages = np.repeat(
-            [segment.stage for segment in self.segments],
-            [segment.channels for segment in self.segments],
-        )
-        return {
-            f"gate_rate_stage{stage}": float(rates[stages == stage].mean())
-            for stage in np.unique(stages)
-        }
-
-
-def evaluate(model: keras.Model, batches) -> dict:
-    """Returns `Evaluator(model)(batches)`."""
-    return Evaluator(model)(batches)
 
 
 def count_gates(model: keras.Model, batches) -> tuple[np.ndarray, int]:
@@ -145,7 +129,7 @@ def evaluate_run(
     """Evaluates a finished run on the test split of a dataset with the run's classes.
 
     Returns:
-      The numbers of `evaluate`, with `dataset`, `version` and `split`. They are written to the run
+      The numbers of `Evaluator`, with `dataset`, `version` and `split`. They are written to the run
       directory too, as `evaluation-DATASET-SPLIT.json`.
 
     Raises:
@@ -160,7 +144,7 @@ def evaluate_run(
         "dataset": data.name,
         "version": data.version,
         "split": data.test_split,
-        **evaluate(run.load_model(), batches),
+        **Evaluator(run.load_model())(batches),
     }
     name = re.sub(r"[^\w.-]+", "-", data.name).strip("-")
     write_json(run.path / f"evaluation-{name}-{data.test_split}.json", result)
@@ -187,33 +171,27 @@ def dataset_with_classes(
 
     Raises:
       UserError: for a dataset that is not there or has other classes, and for the run's own if it
-        has changed since.
+        has changed, since the test may then hold images that the run has trained on.
     """
     skip = config.get("skip_unreadable", False)
     data = open_dataset(dataset or config["dataset"], data_dir, download, skip)
-    if dataset is None:
-        _require_unchanged(data, recorded)
-    if list(data.labels) != labels:
-        raise UserError(
-            f"--dataset must have the classes that the run was trained on, {some_labels(labels)}, "
-            f"and '{data.name}' has {some_labels(data.labels)}"
-        )
-    return data
-
-
-def _require_unchanged(data, recorded):
-    """Raises `UserError` if the test may have images by now that the run has trained on."""
     now = data.describe()
     # A published test split stays what it is in another version; one of ours is drawn anew.
     keys = ["content", "version"] if now["test_held_out_of"] else ["content"]
     for key in keys:
-        if key in recorded and recorded[key] != now[key]:
+        if dataset is None and key in recorded and recorded[key] != now[key]:
             raise UserError(
                 f"a run is tested on the data that it began with, and '{data.name}' has changed "
                 f"since ({key}: {recorded[key]} then, {now[key]} now), so that its test may hold "
                 "images that the run has trained on; bring the old data back. train.evaluate and "
                 f"gaternet_tf.analysis take it as it is now with --dataset={data.name}"
             )
+    if list(data.labels) != labels:
+        raise UserError(
+            f"--dataset must have the classes that the run was trained on, {some_labels(labels)}, "
+            f"and '{data.name}' has {some_labels(data.labels)}"
+        )
+    return data
 
 
 def some_labels(labels: Sequence[str]) -> str:

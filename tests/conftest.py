@@ -6,6 +6,8 @@ import pathlib
 import runpy
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Threads that wait for each other, as t-SNE's do, burn the CPU that other test processes need.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import keras
 import pytest

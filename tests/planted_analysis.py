@@ -4,7 +4,6 @@ import functools
 
 import numpy as np
 
-from gaternet_tf.analysis.files import Analysis
 from gaternet_tf.analysis.record import GateRecord, pack
 from gaternet_tf.analysis.separation import separate
 from gaternet_tf.analysis.statistics import count, statistics_of
@@ -43,47 +42,53 @@ def planted_gates():
 @functools.cache
 def planted_separation():
     """The separation of the planted gates, which takes seconds."""
-    gates = planted_gates()
-    record = record_of(gates, np.arange(IMAGES) % 3, gate_map=SIX_UNITS, classes=CLASSES)
-    return separate(record, gates.sum(axis=0), perplexity=10.0)
+    record = record_of(planted_gates(), np.arange(IMAGES) % 3, gate_map=SIX_UNITS, classes=CLASSES)
+    return separate(record, count(record).dependent, perplexity=10.0)
 
 
 def planted_analysis(gates=None, classes=CLASSES, **source):
-    """An analysis as the command makes it, without a network; `source` changes parts of that."""
+    """Document and arrays as `analyse` makes them, without a network.
+
+    `source` changes parts of the document's source.
+    """
     rng = np.random.default_rng(0)
     planted = planted_gates() if gates is None else gates
     labels = np.arange(len(planted)) % 3
     predictions = np.where(rng.random(len(planted)) < 0.8, labels, 0)
     record = record_of(planted, labels, predictions, SIX_UNITS, classes)
     counts = count(record)
-    document = statistics_of(record, counts)
-    separation = planted_separation() if gates is None else separate(record, counts.on)
-    for rows in document["characteristic"]:
+    statistics = statistics_of(record, counts)
+    sample, points, separation = (
+        planted_separation() if gates is None else separate(record, counts.dependent)
+    )
+    for rows in statistics["characteristic"]:
         for row in rows:
             row["images_on"], row["images_off"] = [0, 5], [7]
     changed = {"change": "mirrored", "images": IMAGES, "gates": 0.9, "input_dependent": 0.8}
-    return Analysis(
-        record,
-        {
-            "source": {
-                "kind": "run",
-                "path": "runs/planted",
-                "dataset": {"name": "planted", "version": "1.0.0"},
-                "git_commit": f"{'0123456789abcdef' * 3:.40}-dirty",
-                "backbone": "resnet20",
-                "gater": "resnet20",
-                "sparsity": 0.1,
-                **source,
-            },
-            "dataset": {"name": "planted", "version": "1.0.0", "split": "test"},
-            **document,
-            "separation": separation.document,
-            "changed_pictures": {"flip": {**changed, "images_unchanged": 0.1, "predictions": 0.95}},
-            "strength": "the pre-activation of the gate",
-            "gate_map": SIX_UNITS.to_rows(),
+    document = {
+        "source": {
+            "kind": "run",
+            "path": "runs/planted",
+            "dataset": {"name": "planted", "version": "1.0.0"},
+            "git_commit": f"{'0123456789abcdef' * 3:.40}-dirty",
+            "backbone": "resnet20",
+            "gater": "resnet20",
+            "sparsity": 0.1,
+            **source,
         },
-        separation.sample,
-        separation.points,
-        np.arange(len(planted)),
-        rng.integers(0, 256, (len(planted), 8, 8, 3)).astype(np.uint8),
-    )
+        "dataset": {"name": "planted", "version": "1.0.0", "split": "test"},
+        **statistics,
+        "separation": separation,
+        "changed_pictures": {"flip": {**changed, "images_unchanged": 0.1, "predictions": 0.95}},
+        "strength": "the pre-activation of the gate",
+    }
+    arrays = {
+        "labels": record.labels,
+        "predictions": record.predictions,
+        "confidences": record.confidences,
+        "sample": sample,
+        "points": points,
+        "shown": np.arange(len(planted)),
+        "thumbnails": rng.integers(0, 256, (len(planted), 8, 8, 3)).astype(np.uint8),
+    }
+    return document, arrays

@@ -29,20 +29,18 @@ flags.DEFINE_integer("seed", 0, "Seed of samples, noise, PCA and t-SNE.", 0, 2**
 flags.DEFINE_integer("batch_size", None, "Images in a batch; default: 250, of large ones fewer.", 1)
 
 
+flags.mark_flags_as_mutual_exclusive(["workdir", "model_dir", "redraw"], required=True)
+flags.register_multi_flags_validator(
+    ["model_dir", "dataset", "output_dir"],
+    lambda values: values["output_dir"] or not (values["model_dir"] or values["dataset"]),
+    "--model_dir and --dataset need --output_dir",
+)
+
+
 def main(argv):
     """Writes the analysis and prints its headlines; returns the exit status."""
     if len(argv) > 1:
         raise app.UsageError(f"gaternet_tf.analysis takes flags only, got '{argv[1]}'")
-    given = [name for name in ("workdir", "model_dir", "redraw") if FLAGS[name].value]
-    if len(given) != 1:
-        raise app.UsageError(
-            "gaternet_tf.analysis takes one of --workdir, --model_dir and --redraw, got "
-            + (" and ".join(f"--{name}" for name in given) or "none")
-        )
-    if FLAGS.model_dir and not FLAGS.output_dir:
-        raise app.UsageError("--model_dir needs --output_dir, since an export stays as it is")
-    if FLAGS.dataset and not FLAGS.output_dir:
-        raise app.UsageError("--dataset needs --output_dir, since RUN/analysis is of the run's own")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.ERROR)
     from gaternet_tf.analysis.files import load
@@ -51,20 +49,20 @@ def main(argv):
 
     try:
         directory = pathlib.Path(FLAGS.redraw) if FLAGS.redraw else _analyse()
-        analysis = load(directory)
-        draw(analysis, directory)
-        for sentence in headlines(analysis.document):
-            print(sentence)
+        document, arrays = load(directory)
+        draw(document, arrays, directory)
     except (UserError, OSError) as error:
         print(f"gaternet_tf.analysis: error: {error}", file=sys.stderr)
         return 1
+    for sentence in headlines(document):
+        print(sentence)
     print(f"report: {directory / 'report.html'}")
     return 0
 
 
 def _analyse() -> pathlib.Path:
-    from gaternet_tf.analysis.analyse import analyse, prepare_output
-    from gaternet_tf.analysis.files import save
+    from gaternet_tf.analysis.analyse import analyse
+    from gaternet_tf.analysis.files import prepare_output, save
     from gaternet_tf.analysis.networks import network_of_export, network_of_run
 
     network = network_of_run(FLAGS.workdir) if FLAGS.workdir else network_of_export(FLAGS.model_dir)
@@ -73,9 +71,9 @@ def _analyse() -> pathlib.Path:
     directory = prepare_output(FLAGS.output_dir or pathlib.Path(FLAGS.workdir) / name)
     names = ("dataset", "data_dir", "download", "split", "perplexity", "seed", "batch_size")
     settings: dict[str, Any] = {name: FLAGS[name].value for name in names}
-    analysis = analyse(network, **settings)
+    document, arrays = analyse(network, **settings)
     directory.mkdir(parents=True, exist_ok=True)
-    save(analysis, directory)
+    save(document, arrays, directory)
     return directory
 
 

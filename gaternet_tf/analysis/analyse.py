@@ -1,21 +1,13 @@
 """Analyses a network on a split of a dataset."""
 
-import os
-import pathlib
-
 import numpy as np
 
-from gaternet_tf.analysis.collecting import agreement, collect, progress, thumbnails
-from gaternet_tf.analysis.files import ARRAYS, DOCUMENT, Analysis
+from gaternet_tf.analysis.collecting import agreement, collect, thumbnails
 from gaternet_tf.analysis.networks import Network
-from gaternet_tf.analysis.separation import separate, stratified_sample
+from gaternet_tf.analysis.separation import separate
 from gaternet_tf.analysis.statistics import count, statistics_of
-from gaternet_tf.errors import UserError
 from gaternet_tf.evaluation import dataset_with_classes
-from gaternet_tf.runs import require_writable
 
-CHANGED_IMAGES = 2_000
-"""Images of which changed copies are tried."""
 BATCH_PIXELS = 1_000_000
 """Pixels in a batch, unless its size is given."""
 CLASSES_WITH_PICTURES = 100
@@ -31,7 +23,7 @@ def analyse(
     perplexity: float = 30.0,
     seed: int = 0,
     batch_size: int | None = None,
-) -> Analysis:
+) -> tuple[dict, dict[str, np.ndarray]]:
     """Runs a network over a split and computes everything.
 
     Args:
@@ -43,6 +35,9 @@ def analyse(
       perplexity: of t-SNE.
       seed: of samples, noise, PCA and t-SNE.
       batch_size: images in a batch; None for 250, or fewer if they are large.
+
+    Returns:
+      The content of the two files, see `files`.
 
     Raises:
       UserError: for a dataset that is not there or has other classes, a split that does not exist
@@ -56,56 +51,37 @@ def analyse(
     batch_size = batch_size or max(1, min(250, BATCH_PIXELS // (height * width)))
     record, strongest = collect(network, data, split, batch_size)
     counts = count(record)
-    document = statistics_of(record, counts)
-    with progress(1, "t-SNE") as bar:
-        separation = separate(record, counts.on, perplexity, seed)
-        bar.update()
-    characteristic = [row for rows in document["characteristic"] for row in rows]
+    statistics = statistics_of(record, counts)
+    sample, points, separation = separate(record, counts.dependent, perplexity, seed)
+    shown = set(sample.tolist()) if len(points) else set()
     if len(network.labels) <= CLASSES_WITH_PICTURES:
-        for row in characteristic:
+        for row in (row for rows in statistics["characteristic"] for row in rows):
             off, on = strongest[:, :, row["gate"]].tolist()
             row["images_on"] = [image for image in on if image >= 0]
             row["images_off"] = [image for image in off if image >= 0]
-    images = set(separation.sample.tolist()) if len(separation.points) else set()
-    for row in characteristic:
-        images.update(row.get("images_on", []), row.get("images_off", []))
-    shown = np.array(sorted(images), np.int64)
-    chosen = stratified_sample(record.labels, CHANGED_IMAGES, seed)
-    dependent = np.flatnonzero((counts.on > 0) & (counts.on < record.images))
-    changed = agreement(network, data, split, record, chosen, dependent, seed, batch_size)
-    return Analysis(
-        record=record,
-        document={
-            "source": network.source,
-            "dataset": {"name": data.name, "version": data.version, "split": split},
-            **document,
-            "separation": separation.document,
-            "changed_pictures": changed,
-            "strength": network.strength,
-            "gate_map": record.gate_map.to_rows(),
-            "on_per_gate": counts.on.tolist(),
-        },
-        sample=separation.sample,
-        points=separation.points,
-        shown=shown,
-        thumbnails=thumbnails(network, data, split, shown),
-    )
-
-
-def prepare_output(directory: str | os.PathLike) -> pathlib.Path:
-    """Checks that an analysis can be written to `directory`: new, empty, or an earlier analysis.
-
-    Raises:
-      UserError: otherwise.
-    """
-    path = pathlib.Path(directory)
-    if path.exists() and not path.is_dir():
-        raise UserError(f"--output_dir must be a directory, and '{path}' is a file; choose another")
-    earlier = any((path / name).exists() for name in (ARRAYS, DOCUMENT))
-    if path.is_dir() and any(path.iterdir()) and not earlier:
-        raise UserError(
-            f"--output_dir must be new, empty or an earlier analysis, and '{path}' holds other "
-            "files; choose another"
-        )
-    require_writable(path, "--output_dir")
-    return path
+            shown.update(row["images_on"], row["images_off"])
+    images = np.array(sorted(shown), np.int64)
+    document = {
+        "source": network.source,
+        "dataset": {"name": data.name, "version": data.version, "split": split},
+        **statistics,
+        "separation": separation,
+        "changed_pictures": agreement(
+            network, data, split, batch_size, record, counts.dependent, seed
+        ),
+        "strength": network.strength,
+        "gate_map": record.gate_map.to_rows(),
+        "on_per_gate": counts.on.tolist(),
+    }
+    arrays = {
+        "gates": record.packed,
+        "labels": record.labels,
+        "predictions": record.predictions,
+        "confidences": record.confidences,
+        "gate_macs": record.gate_macs,
+        "sample": sample,
+        "points": points,
+        "shown": images,
+        "thumbnails": thumbnails(network, data, split, images),
+    }
+    return document, arrays

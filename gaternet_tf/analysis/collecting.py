@@ -6,11 +6,14 @@ from tqdm import tqdm
 
 from gaternet_tf.analysis.networks import Network
 from gaternet_tf.analysis.record import GateRecord, pack
+from gaternet_tf.analysis.separation import stratified_sample
 from gaternet_tf.data import Dataset, picture_batches, some_pictures
 from gaternet_tf.errors import UserError
 
 STRONGEST = 6
 """Pictures kept for each gate and state."""
+CHANGED_IMAGES = 2_000
+"""Images of which changed copies are tried."""
 THUMBNAIL = 32
 """Longest side of the thumbnails, pixels."""
 NOISE = 8.0
@@ -18,7 +21,7 @@ NOISE = 8.0
 
 
 def collect(
-    network: Network, dataset: Dataset, split: str, batch_size: int = 250
+    network: Network, dataset: Dataset, split: str, batch_size: int
 ) -> tuple[GateRecord, np.ndarray]:
     """Runs the network over every image of a split.
 
@@ -78,15 +81,12 @@ class Strongest:
             values = np.concatenate(
                 [self._strengths[state], np.where(in_state, values, -np.inf)], dtype=np.float32
             )
-            images = np.concatenate(
-                [self.images[state], np.broadcast_to(numbers, strengths.shape)], dtype=np.int32
-            )
+            images = np.concatenate([self.images[state], np.where(in_state, numbers, -1)])
             best = np.argpartition(-values, STRONGEST - 1, axis=0)[:STRONGEST]
             order = np.argsort(-np.take_along_axis(values, best, axis=0), axis=0, kind="stable")
-            order = np.take_along_axis(best, order, axis=0)
-            self._strengths[state] = np.take_along_axis(values, order, axis=0)
-            kept = np.take_along_axis(images, order, axis=0)
-            self.images[state] = np.where(np.isneginf(self._strengths[state]), -1, kept)
+            best = np.take_along_axis(best, order, axis=0)
+            self._strengths[state] = np.take_along_axis(values, best, axis=0)
+            self.images[state] = np.take_along_axis(images, best, axis=0)
 
 
 def flip(images, numbers, seed):
@@ -121,11 +121,10 @@ def agreement(
     network: Network,
     dataset: Dataset,
     split: str,
+    batch_size: int,
     record: GateRecord,
-    chosen: np.ndarray,
     dependent: np.ndarray,
-    seed: int = 0,
-    batch_size: int = 250,
+    seed: int,
 ) -> dict:
     """Measures the share of gates and predictions that stay when pictures change a little.
 
@@ -133,11 +132,10 @@ def agreement(
       network: the network of the record.
       dataset: the dataset of the pictures.
       split: their split.
-      record: the gates of the unchanged pictures.
-      chosen: indices of the images, ascending.
-      dependent: indices of the input-dependent gates.
-      seed: of the noise.
       batch_size: images in a batch.
+      record: the gates of the unchanged pictures.
+      dependent: indices of the input-dependent gates.
+      seed: of the choice of pictures and of the noise.
 
     Returns:
       JSON-ready, by change: `gates` (share of gates that stay as they are), `input_dependent`
@@ -145,6 +143,7 @@ def agreement(
       all stay) and `predictions` (share of images that keep their predicted class).
     """
     result = {}
+    chosen = stratified_sample(record.labels, CHANGED_IMAGES, seed)
     pictures = _some_pictures(network, dataset, split, chosen).batch(batch_size)
     with progress(len(chosen) * len(CHANGES), "changed pictures") as bar:
         for change, text in CHANGES.items():
@@ -175,21 +174,16 @@ def thumbnails(network: Network, dataset: Dataset, split: str, chosen: np.ndarra
     height, width, channels = network.preprocessing.shape
     scale = min(1.0, THUMBNAIL / max(height, width))
     sides = (max(1, round(height * scale)), max(1, round(width * scale)))
-
-    def shrink(picture):
-        resized = tf.image.resize(picture, sides, antialias=True)
-        return tf.saturate_cast(tf.round(resized), tf.uint8)
-
-    pictures = np.empty((len(chosen), *sides, channels), np.uint8)
-    shrunk = _some_pictures(network, dataset, split, chosen).map(shrink)
-    for number, picture in enumerate(progress(len(chosen), "pictures", shrunk)):
-        pictures[number] = picture
-    return pictures
+    parts = [np.zeros((0, *sides, channels), np.uint8)]
+    for images in _some_pictures(network, dataset, split, chosen).batch(100):
+        resized = tf.image.resize(images, sides, antialias=True)
+        parts.append(tf.saturate_cast(tf.round(resized), tf.uint8).numpy())
+    return np.concatenate(parts)
 
 
-def progress(total: int, name: str, iterable=None):
+def progress(total: int, name: str):
     """Returns a progress bar, which shows on terminals only."""
-    return tqdm(iterable, total=total, desc=name, unit=" images", disable=None, leave=False)
+    return tqdm(total=total, desc=name, unit=" images", disable=None, leave=False)
 
 
 def _some_pictures(network, dataset, split, chosen):
@@ -201,8 +195,7 @@ def _some_pictures(network, dataset, split, chosen):
 
 def _predict(network, images):
     """Returns (probabilities, strengths) of a batch as arrays."""
-    outputs = network.predict(images)
-    probabilities, strengths = outputs["probabilities"].numpy(), outputs["strengths"].numpy()
+    probabilities, strengths = (output.numpy() for output in network.predict(images))
     if not (np.isfinite(probabilities).all() and np.isfinite(strengths).all()):
         raise UserError(
             f"a network must give finite numbers, and that of '{network.source['path']}' does not; "

@@ -14,8 +14,6 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from gaternet_tf.analysis.files import Analysis
-
 KINDS = {
     "always_on": ("always on", "#0072B2", ""),
     "input_dependent": ("input-dependent", "#E69F00", "//"),
@@ -41,14 +39,6 @@ STYLE: Any = {
     "axes.axisbelow": True,
     "hatch.linewidth": 0.5,
 }
-FIGURE_NAMES = (
-    "gate_kinds_by_unit",
-    "images_per_gate",
-    "gates_per_image",
-    "t_sne",
-    "gate_rate_by_class",
-    "macs_per_image",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,17 +62,17 @@ class Figure:
     draw: Callable[[Canvas], None]
 
 
-def figures_of(analysis: Analysis) -> list[Figure]:
-    """Returns the figures of an analysis; without points there is no t-SNE picture."""
-    document = analysis.document
+def figures_of(document: dict, arrays: dict[str, np.ndarray]) -> dict[str, Figure]:
+    """Returns the figures of an analysis by name; without points there is no t-SNE picture."""
     figures = [
         _kinds_by_unit(document["units"]),
         _images_per_gate(document),
         _gates_per_image(document),
+        *([_t_sne(document, arrays)] if len(arrays["points"]) else []),
+        _rate_by_class(document),
+        _macs_per_image(document),
     ]
-    if len(analysis.points):
-        figures.append(_t_sne(analysis))
-    return [*figures, _rate_by_class(document), _macs_per_image(document)]
+    return {figure.name: figure for figure in figures}
 
 
 def write_figure(figure: Figure, directory: pathlib.Path) -> None:
@@ -136,7 +126,6 @@ def literally(texts: Iterable[Text]) -> None:
 
 
 def _kinds_by_unit(units):
-    names = [unit["name"].replace("_", " ") for unit in units]
     shares = {
         kind: np.array([100 * unit[kind] / unit["total"] for unit in units]) for kind in KINDS
     }
@@ -166,17 +155,17 @@ def _kinds_by_unit(units):
         axes.xaxis.get_major_locator().set_params(integer=True)
         canvas.legend(loc="outside upper center", ncols=3, frameon=False)
 
-    first, last = shares["input_dependent"][0], shares["input_dependent"][-1]
-    deepest = int(shares["input_dependent"].argmax())
+    dependent = shares["input_dependent"]
+    most = int(dependent.argmax())
     return Figure(
         "gate_kinds_by_unit",
         "Gates of each residual unit",
         "Each bar is a residual unit, the first one at the left. Blue is the share of its gates "
         "that are on for every image, grey the share that are off for every image, and orange the "
         "share that depend on the image.",
-        f"Stacked bars of {len(units)} residual units. Input-dependent are {first:.0f} % of the "
-        f"first unit's gates, {last:.0f} % of the last one's, and most, "
-        f"{shares['input_dependent'][deepest]:.0f} %, in {names[deepest]}.",
+        f"Stacked bars of {len(units)} residual units. Input-dependent are {dependent[0]:.0f} % of "
+        f"the first unit's gates, {dependent[-1]:.0f} % of the last one's, and most, "
+        f"{dependent[most]:.0f} %, in {units[most]['name'].replace('_', ' ')}.",
         [
             ["unit", "gates", *KINDS],
             *([unit["name"], unit["total"], *(unit[kind] for kind in KINDS)] for unit in units),
@@ -257,9 +246,9 @@ def _gates_per_image(document):
     )
 
 
-def _t_sne(analysis):
-    document, record = analysis.document, analysis.record
-    labels, points = record.labels[analysis.sample], analysis.points
+def _t_sne(document, arrays):
+    sample, points, classes = arrays["sample"], arrays["points"], document["classes"]
+    labels, predictions = arrays["labels"][sample], arrays["predictions"][sample]
     present = np.unique(labels)
 
     def draw(canvas):
@@ -268,9 +257,8 @@ def _t_sne(analysis):
         size = float(np.clip(20_000 / len(points), 2, 20))
         for number in present:
             colour, marker = class_style(number)
-            place = labels == number
             axes.scatter(
-                *points[place].T,
+                *points[labels == number].T,
                 s=size,
                 color=colour,
                 marker=marker,
@@ -280,19 +268,17 @@ def _t_sne(analysis):
             )
         axes.set(xlabel="t-SNE 1", ylabel="t-SNE 2", xticks=[], yticks=[])
         if len(present) <= LEGEND_CLASSES:
-            styles = [class_style(number) for number in present]
             handles = [
                 Line2D([], [], linestyle="", color=colour, marker=marker, markersize=5)
-                for colour, marker in styles
+                for colour, marker in map(class_style, present)
             ]
-            names = [shown_name(document["classes"][number]) for number in present]
+            names = [shown_name(classes[number]) for number in present]
             legend = canvas.legend(handles, names, loc="outside right upper", frameon=False)
             literally(legend.get_texts())
 
     separation = document["separation"]
-    numbers = ""
-    if "absent" not in separation["neighbours"]:
-        near = separation["neighbours"]
+    near, numbers = separation["neighbours"], ""
+    if "absent" not in near:
         numbers = (
             f" Of the images, {near['accuracy']:.1%} have the class that is most frequent among "
             f"their {near['k']} nearest others; with shuffled labels "
@@ -310,13 +296,10 @@ def _t_sne(analysis):
         [
             ["image", "t_sne_1", "t_sne_2", "class", "prediction"],
             *(
-                [
-                    int(image),
-                    *(round(float(value), 4) for value in point),
-                    document["classes"][record.labels[image]],
-                    document["classes"][record.predictions[image]],
-                ]
-                for image, point in zip(analysis.sample, points, strict=True)
+                [image, round(float(x), 4), round(float(y), 4), classes[label], classes[prediction]]
+                for image, (x, y), label, prediction in zip(
+                    sample, points, labels, predictions, strict=True
+                )
             ),
         ],
         draw,
@@ -326,18 +309,14 @@ def _t_sne(analysis):
 def _rate_by_class(document):
     names = [unit["name"] for unit in document["units"]]
     rates, classes = document["gate_rate_by_class"], document["classes"]
-    rows = [
-        [np.nan] * len(names) if row is None else [100 * value for value in row] for row in rates
-    ]
+    percent = 100 * np.array([row or [np.nan] * len(names) for row in rates])
 
     def draw(canvas):
         canvas.set_size_inches(6.4, max(3.0, min(9.0, 0.22 * len(classes) + 1.2)))
         axes = canvas.subplots()
-        image = axes.imshow(
-            np.array(rows, float), aspect="auto", cmap="cividis", vmin=0, vmax=100, origin="upper"
-        )
-        axes.set_xticks(range(len(names)))
-        axes.set_xticklabels(
+        image = axes.imshow(percent, aspect="auto", cmap="cividis", vmin=0, vmax=100)
+        axes.set_xticks(
+            range(len(names)),
             [name.replace("stage", "").replace("_unit", ".") for name in names],
             fontsize=8 if len(names) < 20 else 5,
             rotation=0 if len(names) < 20 else 90,
@@ -348,8 +327,7 @@ def _rate_by_class(document):
         axes.set(xlabel="residual unit (stage.unit)", ylabel="class")
         canvas.colorbar(image, label="gates on, %")
 
-    known = [row for row in rows if not np.isnan(row).any()]
-    apart = np.ptp(np.array(known), axis=0)
+    apart = np.nanmax(percent, axis=0) - np.nanmin(percent, axis=0)
     most = int(apart.argmax())
     return Figure(
         "gate_rate_by_class",
@@ -362,7 +340,7 @@ def _rate_by_class(document):
         [
             ["class", *names],
             *(
-                [name, *("" if row is None else (round(value, 6) for value in row))]
+                [name, *(round(value, 6) for value in row or [])]
                 for name, row in zip(classes, rates, strict=True)
             ),
         ],

@@ -23,8 +23,8 @@ class Network:
     """A trained network.
 
     Attributes:
-      predict: maps uint8 images [n, height, width, channels] to `probabilities` float32 [n,
-        classes] and `strengths` float32 [n, gates], which are above 0 where a gate is on; the
+      predict: maps uint8 images [n, height, width, channels] to probabilities, float32 [n,
+        classes], and strengths, float32 [n, gates], which are above 0 where a gate is on; the
         larger, the more surely.
       strength: what `strengths` are, in words.
       gate_map, labels, preprocessing: of the network.
@@ -62,16 +62,12 @@ def network_of_run(workdir: str | os.PathLike) -> Network:
         )
     model = run.load_model()
     preprocessing = run.preprocessing
-    logits, gates = model.output["logits"], model.get_layer("gates")
-    network = keras.Model(model.input, {"logits": logits, "strengths": gates.input})
+    outputs = (model.output["logits"], model.get_layer("gates").input)
+    network = keras.Model(model.input, outputs)
 
     def predict(images):
-        outputs = network(preprocessing.normalize(images), training=False)
-        logits = tf.cast(outputs["logits"], tf.float32)
-        return {
-            "probabilities": tf.nn.softmax(logits),
-            "strengths": tf.cast(outputs["strengths"], tf.float32),
-        }
+        logits, strengths = network(preprocessing.normalize(images), training=False)
+        return tf.nn.softmax(tf.cast(logits, tf.float32)), tf.cast(strengths, tf.float32)
 
     dataset = run.document["dataset"]
     return Network(
@@ -115,7 +111,7 @@ def network_of_export(version_dir: str | os.PathLike) -> Network:
         outputs = signature(images=tf.convert_to_tensor(images))
         best = tf.reduce_max(outputs["probabilities"], axis=1, keepdims=True)
         on = tf.cast(outputs["gates"], tf.float32)
-        return {"probabilities": outputs["probabilities"], "strengths": best * (2 * on - 1)}
+        return outputs["probabilities"], best * (2 * on - 1)
 
     # The signature's function does not keep the object alive that holds its variables.
     predict.loaded = loaded  # type: ignore[attr-defined]

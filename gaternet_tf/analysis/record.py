@@ -1,14 +1,11 @@
 """The gates of a network on every image of a split."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from gaternet_tf.models.gate_map import GateMap
-
-CHUNK = 1000
-"""Images that `GateRecord.chunks` unpacks at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,27 +37,13 @@ class GateRecord:
         """Number of images."""
         return len(self.packed)
 
-    @property
-    def gates(self) -> int:
-        """Number of gates."""
-        return len(self.gate_map)
-
     def rows(self, index) -> np.ndarray:
         """Returns the gates of some images (a slice or indices), uint8 [n, gates] of 0 and 1."""
-        return unpack(self.packed[index], self.gates)
-
-    def chunks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yields (slice of images, uint8 [n, gates]), a thousand images at a time."""
-        for start in range(0, self.images, CHUNK):
-            part = slice(start, min(start + CHUNK, self.images))
-            yield part, self.rows(part)
+        return np.unpackbits(
+            self.packed[index], axis=1, count=len(self.gate_map), bitorder="little"
+        )
 
 
 def pack(gates: np.ndarray) -> np.ndarray:
     """Packs bools [n, gates] to uint8 [n, ceil(gates / 8)]; gate 0 is the lowest bit of byte 0."""
     return np.packbits(gates, axis=1, bitorder="little")
-
-
-def unpack(packed: np.ndarray, gates: int) -> np.ndarray:
-    """Unpacks what `pack` packed, to uint8 of 0 and 1."""
-    return np.unpackbits(packed, axis=1, count=gates, bitorder="little")

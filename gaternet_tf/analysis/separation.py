@@ -1,7 +1,5 @@
 """Whether images of a class have similar gates: a picture by t-SNE, and numbers beside it."""
 
-import dataclasses
-
 import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
@@ -22,25 +20,9 @@ SEED = 0.0015
 """Distance of two images with the same gates, as a share of the picture's longer side."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Separation:
-    """Result of `separate`.
-
-    Attributes:
-      sample: int64 [n], the images in the sample, ascending.
-      points: float32 [n, 2], their place in the picture; [0, 2] if there is none. Images with the
-        same gates lie in a small disc around the place of their gate vector.
-      document: the numbers, JSON-ready. Numbers that do not exist are `{"absent": reason}`.
-    """
-
-    sample: np.ndarray
-    points: np.ndarray
-    document: dict
-
-
 def separate(
-    record: GateRecord, on: np.ndarray, perplexity: float = 30.0, seed: int = 0
-) -> Separation:
+    record: GateRecord, dependent: np.ndarray, perplexity: float = 30.0, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, dict]:
     """Measures how well the gate vectors of at most 10,000 images separate their classes.
 
     The distinct vectors of input-dependent gates are reduced by PCA to at most 400 dimensions and
@@ -52,11 +34,16 @@ def separate(
 
     Args:
       record: the gates.
-      on: int64 [gates], number of images that each gate is on for.
+      dependent: indices of the input-dependent gates.
       perplexity: of t-SNE, about the number of neighbours that each image keeps.
       seed: of the sample, PCA, t-SNE and the shuffling.
+
+    Returns:
+      sample: int64 [n], the images in the sample, ascending.
+      points: float32 [n, 2], their place in the picture; [0, 2] if there is none. Images with the
+        same gates lie in a small disc around the place of their gate vector.
+      document: the numbers, JSON-ready. Numbers that do not exist are `{"absent": reason}`.
     """
-    dependent = np.flatnonzero((on > 0) & (on < record.images))
     most = min(IMAGES, max(2, NUMBERS // max(1, len(dependent))))
     sample = stratified_sample(record.labels, most, seed)
     document: dict = {
@@ -65,33 +52,28 @@ def separate(
         "perplexity": perplexity,
         "seed": seed,
     }
-    no_points = np.zeros((0, 2), np.float32)
+    points = np.zeros((0, 2), np.float32)
     if not len(dependent):
         reason = {"absent": "no gate depends on the input, so all images have the same gates"}
-        return Separation(
-            sample,
-            no_points,
-            document | dict.fromkeys(("t_sne", "neighbours", "silhouette"), reason),
-        )
-    vectors = np.empty((len(sample), len(dependent)), np.float32)
-    for start in range(0, len(sample), 1000):
-        part = slice(start, start + 1000)
-        vectors[part] = record.rows(sample[part])[:, dependent]
+        document |= dict.fromkeys(("t_sne", "neighbours", "silhouette"), reason)
+        return sample, points, document
+    vectors = record.rows(sample)[:, dependent].astype(np.float32, order="C")
     labels = record.labels[sample]
-    shuffled = np.random.default_rng(seed).permutation(labels)
-    document["neighbours"] = _neighbours(vectors, labels, shuffled)
+    document["neighbours"] = _neighbours(vectors, labels, seed)
     document["silhouette"] = _silhouette(vectors, labels, seed)
     distinct, which = np.unique(vectors, axis=0, return_inverse=True)
     document["distinct_gate_vectors"] = len(distinct)
-    if len(distinct) <= max(2, perplexity):
+    least = max(2, perplexity)
+    if len(distinct) > least:
+        places, document["t_sne"] = _embed(distinct, perplexity, seed)
+        points = _spread_out(places, which)
+    else:
         document["t_sne"] = {
-            "absent": f"t-SNE with perplexity {perplexity:g} needs more than "
-            f"{max(2, perplexity):g} different gate vectors, and there are {len(distinct)}; choose "
-            "a lower --perplexity or more images"
+            "absent": f"t-SNE with perplexity {perplexity:g} needs more than {least:g} different "
+            f"gate vectors, and there are {len(distinct)}; choose a lower --perplexity or more "
+            "images"
         }
-        return Separation(sample, no_points, document)
-    places, document["t_sne"] = _embed(distinct, perplexity, seed)
-    return Separation(sample, spread_out(places, which), document)
+    return sample, points, document
 
 
 def stratified_sample(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
@@ -114,17 +96,10 @@ def stratified_sample(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
-def spread_out(places: np.ndarray, which: np.ndarray) -> np.ndarray:
-    """Returns a point for each image, near the place `places[which]` of its gate vector.
+def _spread_out(places, which):
+    """Returns a point for each image, float32 [n, 2], near the place of its gate vector.
 
     Images at one place lie around it like the seeds of a sunflower: the more, the larger the disc.
-
-    Args:
-      places: [m, 2].
-      which: [n], indices of places.
-
-    Returns:
-      float32 [n, 2].
     """
     rank = np.zeros(len(which), np.int64)
     order = np.argsort(which, kind="stable")
@@ -137,7 +112,7 @@ def spread_out(places: np.ndarray, which: np.ndarray) -> np.ndarray:
 
 def _embed(vectors, perplexity, seed):
     components = min(COMPONENTS, *vectors.shape)
-    pca = PCA(components, svd_solver="auto", random_state=seed)
+    pca = PCA(components, random_state=seed)
     reduced = pca.fit_transform(vectors)
     t_sne = TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=-1)
     points = t_sne.fit_transform(reduced).astype(np.float32)
@@ -148,7 +123,7 @@ def _embed(vectors, perplexity, seed):
     }
 
 
-def _neighbours(vectors, labels, shuffled):
+def _neighbours(vectors, labels, seed):
     if len(vectors) <= NEIGHBOURS:
         return {
             "absent": f"{NEIGHBOURS} nearest other images need more than {NEIGHBOURS} images, and "
@@ -157,6 +132,7 @@ def _neighbours(vectors, labels, shuffled):
     # Without arguments, kneighbors leaves each image out of its own neighbours. On vectors of 0 and
     # 1 the Euclidean order is Hamming's, and much faster.
     _, near = NearestNeighbors(n_neighbors=NEIGHBOURS, algorithm="brute").fit(vectors).kneighbors()
+    shuffled = np.random.default_rng(seed).permutation(labels)
     return {
         "k": NEIGHBOURS,
         "accuracy": _majority_accuracy(near, labels),

@@ -15,6 +15,8 @@ from gaternet_tf.models.gate_map import GateSegment
 BINS = 50
 CHARACTERISTIC = 5
 """Gates listed for each class."""
+CHUNK = 1000
+"""Images whose gates are unpacked at a time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,6 @@ class Counts:
     Attributes:
       on: int64 [gates], number of images that each gate is on for.
       on_by_class: int32 [classes, gates], the same for the images of each class.
-      images_by_class: int64 [classes].
       on_per_image: int64 [images], gates on.
       macs_per_image: float64 [images], multiply-accumulates without off filters.
       skipped: {(stage, unit): number of images for which the unit's branch is off}.
@@ -32,36 +33,34 @@ class Counts:
 
     on: np.ndarray
     on_by_class: np.ndarray
-    images_by_class: np.ndarray
     on_per_image: np.ndarray
     macs_per_image: np.ndarray
     skipped: dict[tuple[int, int], int]
 
+    @property
+    def dependent(self) -> np.ndarray:
+        """Indices of the input-dependent gates."""
+        return np.flatnonzero((self.on > 0) & (self.on < len(self.on_per_image)))
+
 
 def count(record: GateRecord) -> Counts:
     """Counts in a single pass, a thousand images at a time."""
-    classes = len(record.classes)
-    on_by_class = np.zeros((classes, record.gates), np.int32)
+    on_by_class = np.zeros((len(record.classes), len(record.gate_map)), np.int32)
     on_per_image = np.zeros(record.images, np.int64)
     macs = np.full(record.images, float(record.macs))
-    branches = _branches(record)
-    skipped = dict.fromkeys(branches, 0)
-    for part, gates in record.chunks():
+    units = _units(record)
+    skipped = dict.fromkeys(units, 0)
+    for start in range(0, record.images, CHUNK):
+        part = slice(start, start + CHUNK)
+        gates, labels = record.rows(part), record.labels[part]
         on_per_image[part] = gates.sum(axis=1, dtype=np.int64)
         macs[part] -= (1.0 - gates) @ record.gate_macs
-        for unit, place in branches.items():
-            skipped[unit] += int(np.sum(~gates[:, place].any(axis=1)))
-        order = np.argsort(record.labels[part], kind="stable")
-        present, starts = np.unique(record.labels[part][order], return_index=True)
-        on_by_class[present] += np.add.reduceat(gates[order], starts, axis=0, dtype=np.int32)
-    return Counts(
-        on=on_by_class.sum(axis=0, dtype=np.int64),
-        on_by_class=on_by_class,
-        images_by_class=np.bincount(record.labels, minlength=classes),
-        on_per_image=on_per_image,
-        macs_per_image=macs,
-        skipped=skipped,
-    )
+        for unit, (_, last) in units.items():
+            skipped[unit] += int(np.sum(~gates[:, last].any(axis=1)))
+        for number in np.unique(labels):
+            on_by_class[number] += gates[labels == number].sum(axis=0, dtype=np.int32)
+    on = on_by_class.sum(axis=0, dtype=np.int64)
+    return Counts(on, on_by_class, on_per_image, macs, skipped)
 
 
 def statistics_of(record: GateRecord, counts: Counts) -> dict:
@@ -70,34 +69,28 @@ def statistics_of(record: GateRecord, counts: Counts) -> dict:
     Numbers that do not exist are `{"absent": reason}`.
     """
     right = record.predictions == record.labels
-    dependent = (counts.on > 0) & (counts.on < record.images)
+    on = counts.on_per_image
+    classes = range(len(record.classes))
     return {
         "images": record.images,
         "classes": list(record.classes),
         "accuracy": float(right.mean()),
         "gates": kinds(counts.on, record.images),
-        "gate_rate": float(counts.on.sum() / record.images / record.gates),
-        "units": units(record, counts),
-        "convolutions": convolutions(record, counts),
-        "images_per_input_dependent_gate": histogram(counts.on[dependent], 0, record.images),
+        "gate_rate": float(counts.on.sum() / record.images / len(record.gate_map)),
+        "units": _unit_rows(record, counts),
+        "convolutions": _convolution_rows(record, counts),
+        "images_per_input_dependent_gate": histogram(counts.on[counts.dependent], 0, record.images),
         "gates_on": {
-            "all": spread(counts.on_per_image),
-            "histogram": histogram(
-                counts.on_per_image, counts.on_per_image.min(), counts.on_per_image.max()
-            ),
-            "right": spread(counts.on_per_image[right]),
-            "wrong": spread(counts.on_per_image[~right]),
-            "by_class": [
-                spread(counts.on_per_image[record.labels == number])
-                for number in range(len(record.classes))
-            ],
+            "all": spread(on),
+            "histogram": histogram(on, on.min(), on.max()),
+            "right": spread(on[right]),
+            "wrong": spread(on[~right]),
+            "by_class": [spread(on[record.labels == number]) for number in classes],
         },
         "distinct_gate_vectors": len({row.tobytes() for row in record.packed}),
         "macs": _macs(record, counts),
         "gate_rate_by_class": _rates_by_class(record, counts),
-        "characteristic": [
-            characteristic(record, counts, number) for number in range(len(record.classes))
-        ],
+        "characteristic": [_characteristic(record, counts, number) for number in classes],
     }
 
 
@@ -117,7 +110,7 @@ def kinds(on: np.ndarray, images: int) -> dict[str, int]:
     }
 
 
-def convolutions(record: GateRecord, counts: Counts) -> list[dict]:
+def _convolution_rows(record, counts):
     """Returns `kinds` and the gate rate of each gated convolution, in network order."""
     return [
         {
@@ -128,35 +121,28 @@ def convolutions(record: GateRecord, counts: Counts) -> list[dict]:
             **kinds(counts.on[place], record.images),
             "gate_rate": float(counts.on[place].mean() / record.images),
         }
-        for segment, place in _places(record)
+        for segment, place in _convolutions(record)
     ]
 
 
-def units(record: GateRecord, counts: Counts) -> list[dict]:
+def _unit_rows(record, counts):
     """Returns the same of each residual unit.
 
     `images_off` is the number of images for which the unit's branch is off, that is all gates of
     its last convolution; `never_runs` whether that is all of them.
     """
-    members: dict[tuple[int, int], list[slice]] = {}
-    for segment, place in _places(record):
-        members.setdefault((segment.stage, segment.unit), []).append(place)
-    rows = []
-    for (stage, unit), places in members.items():
-        on = np.concatenate([counts.on[place] for place in places])
-        off = counts.skipped[stage, unit]
-        rows.append(
-            {
-                "name": f"stage{stage}_unit{unit}",
-                "stage": stage,
-                "unit": unit,
-                **kinds(on, record.images),
-                "gate_rate": float(on.mean() / record.images),
-                "images_off": off,
-                "never_runs": off == record.images,
-            }
-        )
-    return rows
+    return [
+        {
+            "name": f"stage{stage}_unit{unit}",
+            "stage": stage,
+            "unit": unit,
+            **kinds(counts.on[place], record.images),
+            "gate_rate": float(counts.on[place].mean() / record.images),
+            "images_off": counts.skipped[stage, unit],
+            "never_runs": counts.skipped[stage, unit] == record.images,
+        }
+        for (stage, unit), (place, _) in _units(record).items()
+    ]
 
 
 def histogram(values: np.ndarray, low: int, high: int) -> dict:
@@ -199,22 +185,23 @@ def mutual_information(
     Returns:
       float64 [gates].
     """
-    joint = np.stack(
+    others_on = on - on_in_class
+    joint = np.array(
         [
-            np.stack([on_in_class, class_images - on_in_class]),
-            np.stack([on - on_in_class, images - class_images - (on - on_in_class)]),
+            [on_in_class, class_images - on_in_class],
+            [others_on, images - class_images - others_on],
         ]
-    ).astype(np.float64)
-    joint /= images
+    )
+    joint = joint / images
     expected = joint.sum(axis=0, keepdims=True) * joint.sum(axis=1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         bits = np.where(joint > 0, joint * np.log2(joint / expected), 0.0)
     return np.maximum(bits.sum(axis=(0, 1)), 0.0)
 
 
-def characteristic(record: GateRecord, counts: Counts, number: int) -> list[dict]:
+def _characteristic(record, counts, number):
     """Returns the gates with most mutual information about a class; none for an absent class."""
-    images = int(counts.images_by_class[number])
+    images = int(np.sum(record.labels == number))
     others = record.images - images
     if not images or not others:
         return []
@@ -236,45 +223,46 @@ def characteristic(record: GateRecord, counts: Counts, number: int) -> list[dict
 
 def _rates_by_class(record, counts):
     """Returns the gate rate of each unit, [classes][units]; None for a class without images."""
-    members: dict[tuple[int, int], list[int]] = {}
-    for segment, place in _places(record):
-        gates = range(place.start, place.stop)
-        members.setdefault((segment.stage, segment.unit), []).extend(gates)
-    on = np.stack([counts.on_by_class[:, gates].mean(axis=1) for gates in members.values()], axis=1)
+    places = [place for place, _ in _units(record).values()]
+    on = np.stack([counts.on_by_class[:, place].mean(axis=1) for place in places], axis=1)
+    images_by_class = np.bincount(record.labels, minlength=len(on))
     return [
         (row / images).tolist() if images else None
-        for row, images in zip(on, counts.images_by_class, strict=True)
+        for row, images in zip(on, images_by_class, strict=True)
     ]
 
 
 def _macs(record, counts):
-    saved = counts.macs_per_image
-    low, high = saved.min(), saved.max()
+    left = counts.macs_per_image
+    low, high = left.min(), left.max()
     edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
     return {
         "total": record.macs,
         "without_off_filters": {
             "min": float(low),
             "max": float(high),
-            "mean": float(saved.mean()),
-            "std": float(saved.std()),
+            "mean": float(left.mean()),
+            "std": float(left.std()),
         },
-        "histogram": {
-            "edges": edges.tolist(),
-            "counts": np.histogram(saved, edges)[0].tolist(),
-        },
+        "histogram": {"edges": edges.tolist(), "counts": np.histogram(left, edges)[0].tolist()},
     }
 
 
-def _places(record) -> list[tuple[GateSegment, slice]]:
+def _convolutions(record) -> list[tuple[GateSegment, slice]]:
     """Returns each gated convolution and the place of its gates."""
-    places, start = [], 0
-    for segment in record.gate_map.segments:
-        places.append((segment, slice(start, start + segment.channels)))
-        start += segment.channels
-    return places
+    segments = record.gate_map.segments
+    stops = np.cumsum([segment.channels for segment in segments]).tolist()
+    return [
+        (segment, slice(stop - segment.channels, stop))
+        for segment, stop in zip(segments, stops, strict=True)
+    ]
 
 
-def _branches(record) -> dict[tuple[int, int], slice]:
-    """Returns the place of the gates of each unit's last gated convolution, its branch's output."""
-    return {(segment.stage, segment.unit): place for segment, place in _places(record)}
+def _units(record) -> dict[tuple[int, int], tuple[slice, slice]]:
+    """Returns the places of each unit's gates and of those of its last gated convolution."""
+    units: dict[tuple[int, int], tuple[slice, slice]] = {}
+    for segment, place in _convolutions(record):
+        unit = (segment.stage, segment.unit)
+        first, _ = units.get(unit, (place, place))
+        units[unit] = (slice(first.start, place.stop), place)
+    return units

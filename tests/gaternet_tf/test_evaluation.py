@@ -7,47 +7,42 @@ import numpy as np
 import pytest
 
 from gaternet_tf import UserError
-from gaternet_tf.evaluation import describe, evaluate, evaluate_run
-
-
-def planted_model():
-    """Images carry their logits in channels 0 and 1 and their gates in channels 2 to 5."""
-    images = keras.Input((1, 1, 6))
-    flat = keras.layers.Flatten()(images)
-    return keras.Model(images, {"logits": flat[:, :2], "gates": flat[:, 2:]})
-
+from gaternet_tf.evaluation import Evaluator, describe, evaluate_run
+from gaternet_tf.models.gate_map import GateSegment
 
 LOGITS = np.array([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 0.5]])
 GATES = np.array([[1, 0, 1, 0], [1, 0, 0, 0], [1, 0, 1, 1], [1, 0, 0, 0]])
 LABELS = np.array([0, 1, 1, 1])
 
 
-def batches(size):
-    images = np.concatenate([LOGITS, GATES], axis=1).astype(np.float32).reshape(4, 1, 1, 6)
-    for start in range(0, 4, size):
-        yield images[start : start + size], LABELS[start : start + size]
-
-
-@pytest.mark.parametrize("size", [1, 3, 4])
-def test_counts_whatever_the_batch_size(size):
-    result = evaluate(planted_model(), batches(size))
-    chosen = LOGITS[np.arange(4), LABELS]
-    loss = np.mean(np.log(np.exp(LOGITS).sum(axis=1)) - chosen)
-    assert result == {
-        "accuracy": 0.75,
-        "loss": pytest.approx(loss),
-        "images": 4,
-        "gates": 4,
-        "macs": 0,  # no layer of a GaterNet in it
-        "macs_on": 0.0,
-        "gate_rate": 7 / 16,
-        "gates_always_on": 1,
-        "gates_always_off": 1,
-        "gates_input_dependent": 2,
-        "gates_on_min": 1,
-        "gates_on_mean": 7 / 4,
-        "gates_on_max": 3,
-    }
+def test_every_number_whatever_the_batch_size():
+    # Images have their logits in channels 0 and 1 and their gates in channels 2 to 5.
+    images = keras.Input((6,))
+    evaluator = Evaluator(keras.Model(images, {"logits": images[:, :2], "gates": images[:, 2:]}))
+    evaluator.segments = (GateSegment(1, 1, 2, 1), GateSegment(2, 1, 2, 3))
+    evaluator.macs, evaluator.gate_macs = 100, np.array([10, 10, 10, 20])
+    pictures = np.concatenate([LOGITS, GATES], axis=1).astype(np.float32)
+    for size in (1, 3, 4):
+        parts = [slice(start, start + size) for start in range(0, 4, size)]
+        result = evaluator([(pictures[part], LABELS[part]) for part in parts])
+        chosen = LOGITS[np.arange(4), LABELS]
+        assert result == {
+            "accuracy": 0.75,
+            "loss": pytest.approx(np.mean(np.log(np.exp(LOGITS).sum(axis=1)) - chosen)),
+            "images": 4,
+            "gates": 4,
+            "macs": 100,
+            "macs_on": 100 - 10 - 10 * 2 / 4 - 20 * 3 / 4,
+            "gate_rate": 7 / 16,
+            "gate_rate_stage1": 1.0,
+            "gate_rate_stage2": 3 / 12,
+            "gates_always_on": 1,
+            "gates_always_off": 1,
+            "gates_input_dependent": 2,
+            "gates_on_min": 1,
+            "gates_on_mean": 7 / 4,
+            "gates_on_max": 3,
+        }
     assert "test accuracy 75.00% (3 of 4)" in describe(result)
     assert "1 always on, 1 always off, 2 input-dependent; on per image 1 to 3" in describe(result)
 

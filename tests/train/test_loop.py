@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gaternet_tf import UserError
 from gaternet_tf.data import evaluation_batches, hold_out, validation_batches
-from gaternet_tf.evaluation import evaluate
+from gaternet_tf.evaluation import Evaluator
 from gaternet_tf.runs import RunDirectory, open_run
 from train.inputs import steps_of_epoch
 from train.loop import train
@@ -33,7 +33,8 @@ def test_a_run_directory_has_everything_a_reader_needs(trained, digits):
 
 
 def test_the_result_is_that_of_the_saved_model(trained, digits):
-    again = evaluate(trained.load_model(), evaluation_batches(digits, trained.preprocessing, 100))
+    batches = evaluation_batches(digits, trained.preprocessing, 100)
+    again = Evaluator(trained.load_model())(batches)
     result = trained.result
     assert result["test_accuracy"] == again["accuracy"]
     assert result["test_loss"] == pytest.approx(again["loss"], rel=1e-5)
@@ -47,7 +48,7 @@ def test_the_run_ends_with_the_best_epochs_weights(trained, digits):
     assert trained.result["selected_epoch"] == best + 1
     held_out = hold_out(digits, 0.1, seed=0)
     batches = validation_batches(held_out, trained.preprocessing, 100)
-    assert evaluate(trained.load_model(), batches)["accuracy"] == accuracies[best]
+    assert Evaluator(trained.load_model())(batches)["accuracy"] == accuracies[best]
 
 
 def tensorboard_values(run):

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from gaternet_tf import UserError
+from gaternet_tf.analysis import collecting
 from gaternet_tf.analysis.collecting import (
     CHANGES,
     STRONGEST,
@@ -19,10 +20,9 @@ from gaternet_tf.analysis.collecting import (
     thumbnails,
 )
 from gaternet_tf.analysis.networks import Network
+from gaternet_tf.analysis.separation import stratified_sample
 from gaternet_tf.data import Preprocessing
 from gaternet_tf.models.gate_map import GateMap, GateSegment
-
-RAW = Preprocessing(8, 8, 1, (0.0,), (1.0,))
 
 
 def sums(images):
@@ -33,25 +33,24 @@ def sums(images):
     return tf.stack([left - right, right - left, tf.ones_like(left)], axis=1)
 
 
-def network_with(predict):
-    return Network(
-        predict=predict,
-        gate_map=GateMap([GateSegment(1, 1, 2, 2), GateSegment(1, 2, 2, 1)]),
-        labels=[str(number) for number in range(10)],
-        preprocessing=RAW,
-        dataset={},
-        config={},
-        macs=100,
-        gate_macs=np.array([10, 10, 5]),
-        source={"path": "a network"},
-        strength="a sum",
-    )
-
-
 def predict(images):
+    """One of two classes, by the first gate."""
     strengths = sums(images)
-    classes = tf.cast(strengths[:, 0] > 0, tf.int32)
-    return {"probabilities": tf.one_hot(classes, 10) * 0.9, "strengths": strengths}
+    return tf.one_hot(tf.cast(strengths[:, 0] > 0, tf.int32), 10) * 0.9, strengths
+
+
+NETWORK = Network(
+    predict=predict,
+    gate_map=GateMap([GateSegment(1, 1, 2, 2), GateSegment(1, 2, 2, 1)]),
+    labels=[str(number) for number in range(10)],
+    preprocessing=Preprocessing(8, 8, 1, (0.0,), (1.0,)),
+    dataset={},
+    config={},
+    macs=100,
+    gate_macs=np.array([10, 10, 5]),
+    source={"path": "a network"},
+    strength="a sum",
+)
 
 
 @pytest.fixture(scope="module", name="pictures")
@@ -61,7 +60,7 @@ def pictures_fixture(digits):
 
 @pytest.fixture(scope="module", name="collected")
 def collected_fixture(digits):
-    return collect(network_with(predict), digits, "test", batch_size=50)
+    return collect(NETWORK, digits, "test", 50)
 
 
 def test_gates_predictions_and_labels_in_stored_order(collected, pictures, digits):
@@ -94,12 +93,12 @@ def test_the_strongest_do_not_depend_on_the_batches():
     np.testing.assert_array_equal(whole.images, parts.images)
 
 
-def test_agreement_under_small_changes(collected, pictures, digits):
-    chosen = np.arange(0, 360, 3)
+def test_agreement_under_small_changes(collected, pictures, digits, monkeypatch):
+    record, _ = collected
+    monkeypatch.setattr(collecting, "CHANGED_IMAGES", 120)
+    chosen = stratified_sample(record.labels, 120, seed=0)
     before = sums(pictures[chosen]).numpy() > 0
-    shares = agreement(
-        network_with(predict), digits, "test", collected[0], chosen, np.array([0, 1]), 0, 50
-    )
+    shares = agreement(NETWORK, digits, "test", 50, record, np.array([0, 1]), 0)
     assert list(shares) == ["flip", "shift", "noise"]
     for change in CHANGES:
         after = sums(change(tf.constant(pictures[chosen]), chosen, 0)).numpy() > 0
@@ -126,25 +125,24 @@ def test_changed_pictures_are_what_they_say(pictures):
 
 def test_small_pictures_are_those_asked_for(pictures, digits):
     chosen = np.array([3, 4, 359])
-    network = network_with(predict)
-    np.testing.assert_array_equal(thumbnails(network, digits, "test", chosen), pictures[chosen])
+    np.testing.assert_array_equal(thumbnails(NETWORK, digits, "test", chosen), pictures[chosen])
     larger = dataclasses.replace(
-        network, preprocessing=Preprocessing(64, 96, 3, (0,) * 3, (1,) * 3)
+        NETWORK, preprocessing=Preprocessing(64, 96, 3, (0,) * 3, (1,) * 3)
     )
     assert thumbnails(larger, digits, "test", chosen).shape == (3, 21, 32, 3)
 
 
-@pytest.mark.parametrize("part", ["probabilities", "strengths"])
-def test_numbers_that_are_not_finite_are_refused(digits, part):
+def test_numbers_that_are_not_finite_are_refused(digits):
     def broken(images):
-        outputs = predict(images)
-        return {**outputs, part: tf.where(images[:, 4, 4] > 0, np.nan, outputs[part])}
+        probabilities, strengths = predict(images)
+        return probabilities, tf.where(images[:, 4, 4] > 0, np.nan, strengths)
 
+    network = dataclasses.replace(NETWORK, predict=broken)
     with pytest.raises(UserError, match="finite numbers, and that of 'a network' does not"):
-        collect(network_with(broken), digits, "test")
+        collect(network, digits, "test", 250)
 
 
 def test_a_split_without_labels_is_refused(digits, monkeypatch):
     monkeypatch.setattr(type(digits), "is_labelled", lambda self, split: False)
     with pytest.raises(UserError, match="split 'test' of 'digits' has none"):
-        collect(network_with(predict), digits, "test")
+        collect(NETWORK, digits, "test", 250)
