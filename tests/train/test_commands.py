@@ -60,7 +60,7 @@ def test_evaluation_gives_the_numbers_of_training(call, trained, data_dir, tmp_p
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--workdir=nowhere"], ["no directory 'nowhere'"]),
+        (["--workdir=nowhere"], ["'nowhere' is none"]),
         (["--dataset=cifar10", "--nodownload"], ["cifar10", "--data_dir"]),
         (["--batch_size=0"], ["--batch_size", "0"]),
     ],
@@ -107,5 +107,5 @@ def test_the_table_and_its_figure(call, tmp_path):
     csv = call("train.table", "gated", "--format=csv").out
     assert csv.splitlines()[0].startswith("dataset,model,")
     call("train.table").assert_refused("directories of finished runs")
-    call("train.table", "nowhere").assert_refused("no directory 'nowhere'")
+    call("train.table", "nowhere").assert_refused("'nowhere' is none")
     call("train.table", "gated", "digits", "--output_dir=out").assert_refused("one dataset")
