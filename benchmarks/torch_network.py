@@ -1,4 +1,8 @@
-"""A gated ResNet of basic units in PyTorch with its training step, to compare speed with."""
+"""GaterNet in PyTorch, with the structure and the names of the authors' released code.
+
+Shares nothing with `gaternet_tf`. The benchmark compares its speed, and the tests of
+`train.convert` its answers and the names of its tensors.
+"""
 
 import torch
 from torch import nn
@@ -7,74 +11,111 @@ from torch.nn import functional
 WIDTHS = (16, 32, 64)
 
 
-def normalized(inputs, outputs, kernel, stride=1):
-    """Convolution without bias and batch normalisation."""
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs))
+class Shortcut(nn.Module):
+    """The projection of a unit that changes the number of channels."""
+
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        self.bn = nn.BatchNorm2d(outputs)
+
+    def forward(self, x):
+        """Returns the projected input."""
+        return self.bn(self.conv(x))
 
 
-class Unit(nn.Module):
+class Block(nn.Module):
     """A residual unit, gated on its last convolution."""
 
     def __init__(self, inputs, outputs, stride):
         super().__init__()
-        self.first = normalized(inputs, outputs, 3, stride)
-        self.last = normalized(outputs, outputs, 3)
-        self.shortcut = normalized(inputs, outputs, 1, stride) if inputs != outputs else None
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        if inputs != outputs:
+            self.shortcut = Shortcut(inputs, outputs, stride)
 
     def forward(self, x, gates=None):
-        """One unit."""
-        y = self.last(functional.relu(self.first(x)))
+        """Returns the unit's output; `gates` is [batch, outputs]."""
+        y = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
         if gates is not None:
             y = y * gates[:, :, None, None]
-        return functional.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+        return functional.relu(y + (self.shortcut(x) if hasattr(self, "shortcut") else x))
 
 
-class Network(nn.Module):
-    """A ResNet with an output layer."""
+class ResNet(nn.Module):
+    """A backbone, whose output layer is named `fc`, or the body of a gater with `newfc`."""
 
-    def __init__(self, depth, outputs):
+    def __init__(self, depth, head, outputs):
         super().__init__()
-        self.stem = normalized(3, 16, 3)
-        self.units = nn.ModuleList()
+        self.conv = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(16)
         inputs = 16
-        for width in WIDTHS:
-            for number in range((depth - 2) // 6):
-                self.units.append(Unit(inputs, width, 2 if width > 16 and number == 0 else 1))
+        for stage, width in enumerate(WIDTHS, start=1):
+            blocks = nn.Module()
+            for number in range(1, (depth - 2) // 6 + 1):
+                stride = 2 if stage > 1 and number == 1 else 1
+                blocks.add_module(f"block{number}", Block(inputs, width, stride))
                 inputs = width
-        self.output = nn.Linear(64, outputs)
+            self.add_module(f"stage{stage}", blocks)
+        self.head = head
+        self.add_module(head, nn.Linear(64, outputs))
 
     def forward(self, x, gates=None):
-        """Logits; `gates` is a list with [batch, width] for each unit."""
-        x = functional.relu(self.stem(x))
-        for number, unit in enumerate(self.units):
-            x = unit(x, None if gates is None else gates[number])
-        return self.output(x.mean(dim=(2, 3)))
+        """Returns the output layer's values; `gates` is [batch, gates of all units]."""
+        x = functional.relu(self.bn(self.conv(x)))
+        used = 0
+        for stage, width in enumerate(WIDTHS, start=1):
+            for block in getattr(self, f"stage{stage}").children():
+                x = block(x, None if gates is None else gates[:, used : used + width])
+                used += width
+        return getattr(self, self.head)(x.mean(dim=(2, 3)))
+
+
+class Layers(nn.Module):
+    """Layers named `fc`."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.fc = nn.Sequential(*layers)
+
+
+class Gater(nn.Module):
+    """The gater: hard gates at inference, Improved SemHash in training."""
+
+    def __init__(self, depth, gates):
+        super().__init__()
+        self.resnet = ResNet(depth, "newfc", 8)
+        self.fnn = Layers(nn.Linear(8, gates))
+
+    def forward(self, x):
+        """Returns the gates, [batch, gates]."""
+        z = self.fnn.fc(functional.relu(self.resnet(x)))
+        if not self.training:
+            return (torch.clamp(1.2 * torch.sigmoid(z) - 0.1, 0, 1) > 0.49999).float()
+        z = z + torch.randn_like(z)
+        soft = torch.clamp(1.2 * torch.sigmoid(z) - 0.1, 0, 1)
+        hard = (z > 0).float() + soft - soft.detach()
+        return torch.where(torch.rand(len(z), 1) < 0.5, hard, soft)
 
 
 class GaterNet(nn.Module):
-    """Gater and backbone with Improved SemHash."""
+    """Backbone and gater."""
 
     def __init__(self, depth, gater_depth):
         super().__init__()
-        self.backbone = Network(depth, 10)
-        self.gater = Network(gater_depth, 8)
-        self.widths = [width for width in WIDTHS for _ in range((depth - 2) // 6)]
-        self.head = nn.Sequential(nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, sum(self.widths)))
+        self.backbone = ResNet(depth, "fc", 10)
+        self.gater = Gater(gater_depth, (depth - 2) // 6 * sum(WIDTHS))
 
     def forward(self, x):
-        """(logits, gates) as in training."""
-        z = self.head(self.gater(x))
-        z = z + torch.randn_like(z)
-        soft = (1.2 * torch.sigmoid(z) - 0.1).clamp(0, 1)
-        hard = (z > 0).float() + soft - soft.detach()
-        coin = torch.rand(len(z), 1) < 0.5
-        gates = torch.where(coin, hard, soft)
-        return self.backbone(x, gates.split(self.widths, dim=1)), gates
+        """Returns (logits, gates) of float32 [batch, 3, height, width]."""
+        gates = self.gater(x)
+        return self.backbone(x, gates), gates
 
 
 def training_step(backbone, gater, images, labels):
-    """A function that does one step of SGD on a batch, channels last."""
+    """Returns a function that does one step of SGD on a batch, channels last."""
     depths = (int(name.removeprefix("resnet")) for name in (backbone, gater))
     model = GaterNet(*depths).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(

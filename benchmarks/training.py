@@ -7,7 +7,6 @@ compare ratios, not times. With PyTorch installed (pip install '.[torch]') the s
 in PyTorch takes part.
 """
 
-import dataclasses
 import os
 import statistics
 import time
@@ -26,36 +25,33 @@ flags.DEFINE_integer("batch_size", 128, "Images per step.", lower_bound=1)
 flags.DEFINE_integer("rounds", 5, "Turns of each contender; medians are printed.", 1)
 flags.DEFINE_integer("steps", 3, "Steps per turn.", lower_bound=1)
 SHAPE = (32, 32, 3)
-FIT_STEPS = 8
-"""Steps of a turn of `fit`."""
+INPUT_BATCHES = 100
+"""Batches of a turn of the input pipeline."""
 
 
-@dataclasses.dataclass
-class Contender:
-    """Code to time: `run` does one turn of `images` images."""
+def compare(title: str, contenders: dict[str, Callable[[], int]], base: str) -> dict[str, float]:
+    """Lets contenders take turns, and prints their images per second and time relative to `base`.
 
-    name: str
-    run: Callable[[], None]
-    images: int
+    Args:
+      title: of the printed table.
+      contenders: by name, what does one turn and returns the number of steps or batches in it.
+      base: name of the contender that the times are divided by.
 
-
-def take_turns(contenders: list[Contender], rounds: int) -> dict[str, float]:
-    """Returns the median seconds per image of each, after one turn that does not count."""
-    times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    for turn in range(rounds + 1):
-        for contender in contenders:
+    Returns:
+      The median seconds per image of each, without its first turn.
+    """
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(FLAGS.rounds + 1):
+        for name, run in contenders.items():
             started = time.perf_counter()
-            contender.run()
+            images = run() * FLAGS.batch_size
             if turn:
-                times[contender.name].append((time.perf_counter() - started) / contender.images)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def show(title: str, seconds: dict[str, float], base: str) -> None:
-    """Prints images per second, and the time divided by that of `base`."""
+                times[name].append((time.perf_counter() - started) / images)
+    seconds = {name: statistics.median(values) for name, values in times.items()}
     print(f"\n{title}")
     for name, value in seconds.items():
         print(f"  {name:32} {1 / value:8.0f} images/s   {value / seconds[base]:5.2f}", flush=True)
+    return seconds
 
 
 def build(backbone, gater, policy="float32", steps_per_execution=1):
@@ -74,8 +70,8 @@ def build(backbone, gater, policy="float32", steps_per_execution=1):
     return model
 
 
-def data():
-    """Returns one batch of noise, (images, labels)."""
+def noise():
+    """Returns one batch, (images, labels)."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -83,38 +79,45 @@ def data():
     return images, rng.integers(0, 10, FLAGS.batch_size)
 
 
-def bare_step(name, model) -> Contender:
-    """Returns Keras' training step in a plain loop."""
-    import tensorflow as tf
-
-    images, labels = (tf.constant(array) for array in data())
-    step = tf.function(model.train_step, autograph=False)
-    batch = (images, dict.fromkeys(model.output_names, labels))
+def repeated(step):
+    """Returns a contender that takes `--steps` times a step."""
 
     def run():
         for _ in range(FLAGS.steps):
-            step(batch)
+            step()
+        return FLAGS.steps
 
-    return Contender(name, run, FLAGS.steps * FLAGS.batch_size)
+    return run
 
 
-def fitted(name, model) -> Contender:
+def bare_step(model):
+    """Returns Keras' training step in a plain loop."""
+    import tensorflow as tf
+
+    images, labels = (tf.constant(array) for array in noise())
+    step = tf.function(model.train_step, autograph=False)
+    batch = (images, dict.fromkeys(model.output_names, labels))
+    return repeated(lambda: step(batch))
+
+
+def fitted(model):
     """Returns `fit` on the same batch, with everything that `fit` does around a step."""
     import tensorflow as tf
 
     from gaternet_tf.data.dataset import untuned
     from train.recipe import with_targets
 
-    batches = tf.data.Dataset.from_tensors(data()).repeat()
+    batches = tf.data.Dataset.from_tensors(noise()).repeat()
     batches = with_targets(batches, model).prefetch(2).with_options(untuned())
 
     def run():
-        model.fit(batches, steps_per_epoch=FIT_STEPS, shuffle=False, verbose=0)
+        model.fit(batches, steps_per_epoch=FLAGS.steps, shuffle=False, verbose=0)
+        return FLAGS.steps
 
-    return Contender(name, run, FIT_STEPS * FLAGS.batch_size)
+    return run
 
 
-def input_pipeline() -> Contender:
+def input_pipeline():
     """Returns the training pipeline with CIFAR's augmentation, from memory, on 50,000 images."""
     import numpy as np
     import tensorflow as tf
@@ -140,32 +143,26 @@ def input_pipeline() -> Contender:
 
     preprocessing = Preprocessing(*SHAPE, *(defaults_of("cifar10").statistics or ()))
     dataset: Any = InMemory()
-    batches = training_batches(
-        dataset, preprocessing, CIFAR_AUGMENTATION, FLAGS.batch_size, range(1_000), 0
+    epochs = range(1_000)
+    iterator = iter(
+        training_batches(dataset, preprocessing, CIFAR_AUGMENTATION, FLAGS.batch_size, epochs, 0)
     )
-    turn = 100
-    iterator = iter(batches)
 
     def run():
-        for _ in range(turn):
+        for _ in range(INPUT_BATCHES):
             next(iterator)
+        return INPUT_BATCHES
 
-    return Contender("input pipeline", run, turn * FLAGS.batch_size)
+    return run
 
 
-def torch_step() -> Contender | None:
-    """Returns the gated network in PyTorch, channels last, or None without PyTorch."""
+def torch_contender() -> dict:
+    """Returns the gated network in PyTorch, channels last, or nothing without PyTorch."""
     try:
         from benchmarks.torch_network import training_step
     except ImportError:
-        return None
-    step = training_step(FLAGS.backbone, FLAGS.gater, *data())
-
-    def run():
-        for _ in range(FLAGS.steps):
-            step()
-
-    return Contender("gated, PyTorch", run, FLAGS.steps * FLAGS.batch_size)
+        return {}
+    return {"gated, PyTorch": repeated(training_step(FLAGS.backbone, FLAGS.gater, *noise()))}
 
 
 def main(argv):
@@ -176,42 +173,36 @@ def main(argv):
 
 def print_tables():
     """Prints the tables."""
-    backbone, gater, rounds = FLAGS.backbone, FLAGS.gater, FLAGS.rounds
-    gated = build(backbone, gater)
-    seconds = take_turns(
-        [
-            bare_step("backbone", build(backbone, "none")),
-            bare_step("gater's network", build(gater, "none")),
-            bare_step("gated", gated),
-        ],
-        rounds,
+    backbone, gater, steps = FLAGS.backbone, FLAGS.gater, FLAGS.steps
+    gated_model = build(backbone, gater)
+    plain, gated = bare_step(build(backbone, "none")), bare_step(gated_model)
+    gaters_network = bare_step(build(gater, "none"))
+    seconds = compare(
+        f"one training step, {backbone}, batch {FLAGS.batch_size}",
+        {"backbone": plain, "gater's network": gaters_network, "gated": gated},
+        "gated",
     )
-    show(f"one training step, {backbone}, batch {FLAGS.batch_size}", seconds, "gated")
     parts = seconds["backbone"] + seconds["gater's network"]
     print(f"  gated / (backbone + gater's network) = {seconds['gated'] / parts:.2f}")
-
     # A table of its own: bfloat16 without hardware for it is slow, and disturbs its neighbours.
-    contenders = [
-        bare_step("gated", gated),
-        bare_step("gated, bfloat16", build(backbone, gater, "mixed_bfloat16")),
-    ]
-    if (torch := torch_step()) is not None:
-        contenders.append(torch)
-    show("the same step otherwise", take_turns(contenders, rounds), "gated")
-
-    several = build(backbone, gater, steps_per_execution=FIT_STEPS)
-    seconds = take_turns(
-        [
-            bare_step("bare step", gated),
-            fitted("fit", gated),
-            fitted(f"fit, steps_per_execution={FIT_STEPS}", several),
-        ],
-        rounds,
+    bfloat16 = bare_step(build(backbone, gater, "mixed_bfloat16"))
+    compare(
+        "the same step otherwise",
+        {"gated": gated, "gated, bfloat16": bfloat16, **torch_contender()},
+        "gated",
     )
-    show("fit's own overhead", seconds, "bare step")
-
-    seconds = take_turns([bare_step("backbone", build(backbone, "none")), input_pipeline()], rounds)
-    show("input pipeline against what training consumes", seconds, "backbone")
+    several = fitted(build(backbone, gater, steps_per_execution=steps))
+    fit = fitted(gated_model)
+    compare(
+        "fit's own overhead",
+        {"bare step": gated, "fit": fit, f"fit, steps_per_execution={steps}": several},
+        "bare step",
+    )
+    compare(
+        "input pipeline against what training consumes",
+        {"backbone": plain, "input pipeline": input_pipeline()},
+        "backbone",
+    )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ result.json     test accuracy and gate statistics                           (wri
 
 import contextlib
 import fcntl
+import importlib
 import json
 import os
 import pathlib
@@ -89,23 +90,22 @@ class RunDirectory:
     def locked(self) -> Iterator[None]:
         """Keeps other processes from training here during the block; makes the directory.
 
-        The lock ends with the process. On a file system without locks there is none.
-
         Raises:
-          UserError: when another process holds it.
+          UserError: when another process holds the lock, which ends with the process.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         directory = os.open(self.path, os.O_RDONLY)
         try:
-            try:
-                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"--workdir must not be in use, and another process is training in "
-                    f"'{self.path}'; wait for its end, or choose another"
-                ) from error
-            except OSError:
-                pass
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(directory)
+            raise UserError(
+                f"--workdir must not be in use, and another process is training in '{self.path}'; "
+                "wait for its end, or choose another"
+            ) from error
+        except OSError:
+            pass  # A file system without locks.
+        try:
             yield
         finally:
             os.close(directory)
@@ -146,16 +146,13 @@ class RunDirectory:
 
 
 def prepare_run(path: str | os.PathLike, config: dict) -> RunDirectory:
-    """Checks that `path` is new, empty, or an unfinished run of the same `config`.
-
-    Nothing is written.
+    """Checks that `path` is new, empty, or an unfinished run of the same `config`; writes nothing.
 
     Raises:
-      UserError: when something else is there, the run is finished, was started with other
-        settings, or nothing can be written there.
+      UserError: when it is none of these, or nothing can be written there.
     """
     run = RunDirectory(path)
-    if not os.path.lexists(run.config_file):
+    if not run.config_file.exists():
         require_new(path, "--workdir")
         return run
     _require_run(run)
@@ -165,8 +162,7 @@ def prepare_run(path: str | os.PathLike, config: dict) -> RunDirectory:
             "choose another --workdir"
         )
     old = run.config
-    differing = [key for key in config if config[key] != old.get(key)]
-    if differing:
+    if differing := [key for key in config if config[key] != old.get(key)]:
         changes = ", ".join(f"--{key}: {old.get(key)} then, {config[key]} now" for key in differing)
         raise UserError(
             f"a run is resumed with the settings that it began with, and those of '{path}' "
@@ -182,11 +178,6 @@ def open_run(path: str | os.PathLike) -> RunDirectory:
       UserError: when there is no run at `path`, or it did not finish.
     """
     run = RunDirectory(path)
-    if not run.path.is_dir():
-        raise UserError(
-            f"--workdir must be a finished run's directory, and there is no directory '{path}'; "
-            "train one with python -m train.main --workdir=..."
-        )
     _require_run(run)
     if not run.finished:
         raise UserError(
@@ -200,8 +191,8 @@ def open_run(path: str | os.PathLike) -> RunDirectory:
 def _require_run(run):
     if not is_run(run.path):
         raise UserError(
-            f"--workdir must be a run directory with a config.json of format {FORMAT}, and "
-            f"'{run.path}' is not one; give the directory that train.main wrote"
+            f"--workdir must be a directory that train.main wrote, with a config.json of format "
+            f"{FORMAT}, and '{run.path}' is none"
         )
 
 
@@ -226,12 +217,17 @@ def require_new(path: str | os.PathLike, flag: str) -> None:
 def require_writable(path: str | os.PathLike, flag: str) -> None:
     """Raises `UserError`, naming `flag`, unless `path` is or can become a directory to write to.
 
-    It must not lie in an exported version.
+    It must not lie in an exported version, which stays as it was published.
     """
-    require_outside_versions(path, flag)
-    directory = pathlib.Path(path)
-    existing = next(each for each in (directory, *directory.parents) if os.path.exists(each))
-    if not os.path.isdir(existing):
+    real = pathlib.Path(os.path.realpath(path))
+    for directory in (real, *real.parents):
+        if (directory / "saved_model.pb").exists():
+            raise UserError(
+                f"{flag} must not lie in an exported version, and '{path}' does ('{directory}' has "
+                "a saved_model.pb); choose another"
+            )
+    existing = next(each for each in (real, *real.parents) if each.exists())
+    if not existing.is_dir():
         raise UserError(f"{flag} must be a directory, and '{existing}' is a file; choose another")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(
@@ -240,31 +236,11 @@ def require_writable(path: str | os.PathLike, flag: str) -> None:
         )
 
 
-def require_outside_versions(path: str | os.PathLike, flag: str) -> None:
-    """Raises `UserError`, naming `flag`, if `path` is a SavedModel's directory or lies in one."""
-    real = pathlib.Path(os.path.realpath(path))
-    for directory in (real, *real.parents):
-        if os.path.lexists(directory / "saved_model.pb"):
-            raise UserError(
-                f"{flag} must not lie in an exported version, which stays as it was published, and "
-                f"'{path}' does ('{directory}' has a saved_model.pb); choose another"
-            )
-
-
 def package_versions() -> dict:
     """Returns the versions of Python and of the packages that decide what a run computes."""
-    import keras
-    import numpy
-    import tensorflow as tf
-    import tensorflow_datasets as tfds
-
-    return {
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "tensorflow_datasets": tfds.__version__,
-        "numpy": numpy.__version__,
-    }
+    packages = ("tensorflow", "keras", "tensorflow_datasets", "numpy")
+    versions = {package: importlib.import_module(package).__version__ for package in packages}
+    return {"python": platform.python_version(), **versions}
 
 
 def git_commit() -> str | None:
@@ -274,7 +250,6 @@ def git_commit() -> str | None:
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()

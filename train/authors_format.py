@@ -38,7 +38,7 @@ DENSE = {
 }
 COUNTER = ".num_batches_tracked"
 LISTED = 5
-"""Names of tensors that an error lists of each kind."""
+"""Tensors that an error lists."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,20 +132,21 @@ def load_state_dicts(model: keras.Model, parts: StateDicts) -> None:
         for key, value in values.items()
         if not key.endswith(COUNTER)
     }
-    problems = {
-        "missing": [_label(place) for place in wanted if place not in given],
-        "unexpected": [_label(place) for place in given if place not in wanted],
-        "of another shape": [
-            f"{_label(place)} ({list(given[place].shape)}, must be {list(tensor.shape)})"
+    problems = [
+        *(f"no {_label(place)}" for place in wanted if place not in given),
+        *(f"an unexpected {_label(place)}" for place in given if place not in wanted),
+        *(
+            f"{_label(place)} of shape {list(given[place].shape)}, must be {list(tensor.shape)}"
             for place, tensor in wanted.items()
             if place in given and given[place].shape != tensor.shape
-        ],
-    }
-    if any(problems.values()):
-        listed = "; ".join(_listed(kind, places) for kind, places in problems.items() if places)
+        ),
+    ]
+    if problems:
+        more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
         raise UserError(
             "a checkpoint must have every tensor of its network and no other, and this one has "
-            f"{listed}; --backbone and --gater must be those of the checkpoint"
+            f"{'; '.join(problems[:LISTED])}{more}. --backbone and --gater must be those of the "
+            "checkpoint"
         )
     for place, tensor in wanted.items():
         tensor.assign(given[place])
@@ -168,9 +169,3 @@ def _places(layer_name):
 def _label(place):
     part, key = place
     return f"{part.removesuffix('_state_dict')} {key}"
-
-
-def _listed(kind, places):
-    shown = ", ".join(places[:LISTED])
-    more = f" and {len(places) - LISTED} more" if len(places) > LISTED else ""
-    return f"{len(places)} {kind}: {shown}{more}"

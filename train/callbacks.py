@@ -24,6 +24,11 @@ PRINTED = (
 """What the line of an epoch shows; metrics.jsonl and TensorBoard have all."""
 
 
+def step_of(model: keras.Model) -> int:
+    """Returns the number of steps that a model has been trained."""
+    return int(keras.ops.convert_to_numpy(model.optimizer.iterations))
+
+
 class ReadableNames(keras.callbacks.Callback):
     """Renames the logs, for every callback after this one and the progress bar.
 
@@ -62,10 +67,9 @@ class StopOnNonFinite(keras.callbacks.Callback):
                 self._stop(variable.path, values[~np.isfinite(values)][0])
 
     def _stop(self, name, value):
-        step = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
         raise UserError(
-            f"{name} must stay finite, and was {value} at step {step}; lower --learning_rate. The "
-            "last checkpoint is from before and is kept."
+            f"{name} must stay finite, and was {value} at step {step_of(self.model)}; lower "
+            "--learning_rate. The last checkpoint is from before and is kept."
         )
 
 
@@ -81,7 +85,7 @@ class SparsityWarmUp(keras.callbacks.Callback):
         self.steps = steps
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.steps_before = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
+        self.steps_before = step_of(self.model)
 
     def on_train_batch_begin(self, batch, logs=None):
         self.loss.scale.assign(min(1.0, (self.steps_before + batch + 1) / self.steps))
@@ -108,8 +112,8 @@ class Validation(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         result = self.evaluator(self.batches)
-        if problem := collapse(result, "validation" if self.held_out else "training"):
-            print(f"warning: {problem}", flush=True)
+        if "gates" in result:
+            self._warn_of_collapse(result)
         if not self.held_out:
             return
         for key, value in result.items():
@@ -118,21 +122,21 @@ class Validation(keras.callbacks.Callback):
         for kind in ("always_on", "always_off", "input_dependent") if "gates" in result else ():
             logs[f"val_share_{kind}"] = result[f"gates_{kind}"] / result["gates"]
 
-
-def collapse(result: dict, images: str = "validation") -> str | None:
-    """Returns a warning if an evaluation's numbers show the same gates for every image."""
-    gates = result.get("gates")
-    if not gates:
-        return None
-    on, off = result["gates_always_on"], result["gates_always_off"]
-    numbers = f"{on} of {gates} always on, {off} always off on {result['images']} {images} images"
-    if on == gates:
-        return f"all gates are on for every image ({numbers}); raise --sparsity"
-    if off == gates:
-        return f"all gates are off for every image ({numbers}); lower --sparsity"
-    if on + off == gates:
-        return f"the gates are the same for every image ({numbers}); lower --sparsity"
-    return None
+    def _warn_of_collapse(self, result):
+        gates, on, off = (result[key] for key in ("gates", "gates_always_on", "gates_always_off"))
+        if on + off < gates:
+            return
+        problem, remedy = "the gates are the same", "lower --sparsity"
+        if on == gates:
+            problem, remedy = "all gates are on", "raise --sparsity"
+        elif off == gates:
+            problem = "all gates are off"
+        images = "validation" if self.held_out else "training"
+        print(
+            f"warning: {problem} for every image ({on} of {gates} always on, {off} always off on "
+            f"{result['images']} {images} images); {remedy}",
+            flush=True,
+        )
 
 
 class BestWeights(keras.callbacks.Callback):
@@ -156,6 +160,14 @@ class BestWeights(keras.callbacks.Callback):
             for kept, weight in zip(self.weights, self.model.get_weights(), strict=True):
                 kept.assign(weight)
 
+    def variables(self) -> dict:
+        """Returns what a checkpoint saves, by name."""
+        return {
+            "best_accuracy": self.accuracy,
+            "best_epoch": self.epoch,
+            "best_weights": self.weights,
+        }
+
     def restore(self, model: keras.Model) -> int:
         """Gives the model the weights of the best epoch, and returns that epoch's number."""
         model.set_weights([kept.numpy() for kept in self.weights])
@@ -166,17 +178,15 @@ class EpochLog(keras.callbacks.Callback):
     """Appends each epoch to metrics.jsonl, and prints a line per epoch if asked to.
 
     The numbers of an epoch that was resumed in its middle are averages since then; its record
-    says `resumed_after_step`.
+    says `resumed_after_step`, which is `first_step`.
     """
 
-    def __init__(
-        self, run: RunDirectory, epochs: int, print_lines: bool, checkpoints: "Checkpoints"
-    ):
+    def __init__(self, run: RunDirectory, epochs: int, print_lines: bool, first_step: int = 0):
         super().__init__()
-        self.checkpoints = checkpoints
         self.run = run
         self.epochs = epochs
         self.print_lines = print_lines
+        self.first_step = first_step
 
     def on_epoch_begin(self, epoch, logs=None):
         self.started = time.monotonic()
@@ -185,8 +195,8 @@ class EpochLog(keras.callbacks.Callback):
         values = {key: float(value) for key, value in (logs or {}).items()}
         values["learning_rate"] = float(self.model.optimizer.learning_rate)
         values["seconds"] = round(time.monotonic() - self.started, 3)
-        if self.checkpoints.first_step:
-            values["resumed_after_step"] = self.checkpoints.first_step
+        if self.first_step:
+            values["resumed_after_step"] = self.first_step
         self.run.append_metrics({"epoch": epoch + 1, **values})
         if self.print_lines:
             text = "  ".join(f"{key} {values[key]:.4g}" for key in PRINTED if key in values)
@@ -198,7 +208,7 @@ class Checkpoints(keras.callbacks.Callback):
 
     `tf.train.CheckpointManager` writes a checkpoint whole before it becomes the latest one, so
     that a run killed at any moment has a good one. A run that is asked to stop by `stop()`,
-    which a signal handler may call, saves in the middle of its epoch and raises `Stopped`.
+    which a signal handler may call, saves in the middle of its epoch and raises `UserError`.
 
     Args:
       run: the run whose checkpoints these are.
@@ -219,20 +229,14 @@ class Checkpoints(keras.callbacks.Callback):
         # alone, a resumed run would draw the noise of its first epochs again.
         weights = {id(variable) for variable in model.weights}
         random_state = [v.value for v in model.variables if id(v) not in weights]
-        best_state = {}
-        if best:
-            best_state = {
-                "best_accuracy": best.accuracy,
-                "best_epoch": best.epoch,
-                "best_weights": best.weights,
-            }
+        best_epoch = best.variables() if best else {}
         checkpoint = tf.train.Checkpoint(
             model=model,
             optimizer=model.optimizer,
             random_state=random_state,
             epochs_done=self.epochs_done,
             steps_done=self.steps_done,
-            **best_state,
+            **best_epoch,
         )
         self.manager = tf.train.CheckpointManager(checkpoint, run.checkpoints, max_to_keep=2)
 
@@ -274,29 +278,21 @@ class Checkpoints(keras.callbacks.Callback):
         done = self.first_step + batch + 1
         # After its last step an epoch is evaluated and saved as a whole.
         if self.stopping and done < self.steps:
-            self._save(self.epoch, done)
-            raise Stopped(f"saved after step {done} of epoch {self.epoch + 1}")
+            self._save(self.epoch, done, f"step {done} of epoch {self.epoch + 1}")
 
     def on_epoch_end(self, epoch, logs=None):
-        self._save(epoch + 1, 0)
-        if self.stopping:
-            raise Stopped(f"saved after epoch {epoch + 1}")
+        self._save(epoch + 1, 0, f"epoch {epoch + 1}")
 
-    def _save(self, epochs, steps):
+    def _save(self, epochs, steps, last):
         self.epochs_done.assign(epochs)
         self.steps_done.assign(steps)
         # Numbered by the step, so that no checkpoint is ever written over an older one.
-        self.manager.save(int(keras.ops.convert_to_numpy(self.model.optimizer.iterations)))
+        self.manager.save(step_of(self.model))
+        if self.stopping:
+            raise UserError(f"asked to stop: saved after {last}; the same command resumes it")
 
 
 def saved_checkpoints(directory: pathlib.Path) -> list[str]:
     """Returns the paths of the checkpoints in a directory, oldest first."""
     state = tf.train.get_checkpoint_state(directory)
     return list(state.all_model_checkpoint_paths) if state else []
-
-
-class Stopped(UserError):  # noqa: N818 - a message for the user, not a fault
-    """The run was asked to stop, and is saved."""
-
-    def __init__(self, what: str):
-        super().__init__(f"asked to stop: {what}; the same command resumes it")

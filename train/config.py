@@ -19,6 +19,10 @@ def setting(default, help_text: str, **limits) -> Any:
     return dataclasses.field(default=default, metadata={"help": help_text, **limits})
 
 
+ENVIRONMENT = ("data_dir", "download", "strategy")
+"""Settings of where a run is trained; they may differ when it is resumed."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
     """All settings of a run; the defaults are the CIFAR recipe of the code the paper grew from.

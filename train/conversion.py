@@ -5,36 +5,28 @@ import dataclasses
 import os
 import pathlib
 import pickle
+from typing import Any
 
-import numpy as np
+import torch
 
 from gaternet_tf.data import Preprocessing, defaults_of
 from gaternet_tf.documents import sha256
 from gaternet_tf.errors import UserError
 from gaternet_tf.models import build_gaternet, gate_map
 from gaternet_tf.runs import RunDirectory, open_run, require_new, require_writable
-from train.authors_format import (
-    BACKBONE,
-    GATER,
-    StateDicts,
-    check_representable,
-    load_state_dicts,
-    state_dicts,
-)
+from train.authors_format import BACKBONE, GATER, StateDicts, load_state_dicts, state_dicts
 from train.config import TrainingConfig
 from train.recipe import count_parameters
 
 IMAGE_SHAPE = (32, 32, 3)
-DATASET = "cifar10"
-LABELS = "airplane automobile bird cat deer dog frog horse ship truck".split()  # noqa: SIM905
-DESCRIPTION = {
-    "name": DATASET,
+DATASET: dict[str, Any] = {
+    "name": "cifar10",
     "version": "3.0.2",
     "train_split": "train",
     "train_images": 50_000,
     "test_split": "test",
     "test_images": 10_000,
-    "labels": LABELS,
+    "labels": "airplane automobile bird cat deer dog frog horse ship truck".split(),  # noqa: SIM905
 }
 """The dataset that the authors' models were trained on, as `Dataset.describe` describes it."""
 
@@ -63,26 +55,24 @@ def checkpoint_to_run(
     require_new(output, "--output")
     config = TrainingConfig(backbone=backbone, gater=gater, head_batch_norm=False)
     config.check()
-    parts = read_checkpoint(checkpoint)
+    path = pathlib.Path(checkpoint)
+    parts = read_checkpoint(path)
     model = build_gaternet(
         backbone=backbone,
         gater=gater,
         input_shape=IMAGE_SHAPE,
-        num_classes=len(LABELS),
+        num_classes=len(DATASET["labels"]),
         bottleneck=config.bottleneck,
         head_batch_norm=False,
     )
     load_state_dicts(model, parts)
     run = RunDirectory(output)
-    preprocessing = Preprocessing(*IMAGE_SHAPE, *(defaults_of(DATASET).statistics or ()))
-    run.write_document(dataclasses.asdict(config), DESCRIPTION, preprocessing)
+    preprocessing = Preprocessing(*IMAGE_SHAPE, *(defaults_of("cifar10").statistics or ()))
+    run.write_document(dataclasses.asdict(config), DATASET, preprocessing)
     run.save_model(model)
     run.write_result(
         {
-            "converted_from": {
-                "file": pathlib.Path(checkpoint).name,
-                "sha256": sha256(pathlib.Path(checkpoint)),
-            },
+            "converted_from": {"file": path.name, "sha256": sha256(path)},
             "parameters": count_parameters(model),
             "gates": len(gate_map(model)),
         }
@@ -102,17 +92,12 @@ def run_to_checkpoint(workdir: str | os.PathLike, output: str | os.PathLike) -> 
     if os.path.lexists(path):
         raise UserError(f"--output must be a new file, and '{output}' exists; choose another")
     require_writable(path.parent, "--output's directory")
-    torch = import_torch()
-    model = run.load_model()
-    check_representable(model)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {
-        part: collections.OrderedDict(
-            (key, torch.from_numpy(np.array(value))) for key, value in values.items()
-        )
-        for part, values in state_dicts(model).items()
+    parts = {
+        part: collections.OrderedDict((key, torch.from_numpy(values[key])) for key in values)
+        for part, values in state_dicts(run.load_model()).items()
     }
-    torch.save(content, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(parts, path)
 
 
 def read_checkpoint(path: str | os.PathLike) -> StateDicts:
@@ -123,7 +108,6 @@ def read_checkpoint(path: str | os.PathLike) -> StateDicts:
     Raises:
       UserError: for a file that holds anything else, or is no such checkpoint.
     """
-    torch = import_torch()
     required = f"--checkpoint must be a PyTorch file with {BACKBONE} and {GATER}, and '{path}'"
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -138,19 +122,3 @@ def read_checkpoint(path: str | os.PathLike) -> StateDicts:
         part: {key: value.float().numpy() for key, value in content[part].items()}
         for part in (BACKBONE, GATER)
     }
-
-
-def import_torch():
-    """Imports torch, an optional dependency.
-
-    Raises:
-      UserError: with the command that installs it.
-    """
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(
-            "PyTorch is required to read and write its files, and is not installed; run "
-            "pip install '.[torch]'"
-        ) from error
-    return torch

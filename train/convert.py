@@ -31,8 +31,15 @@ def main(argv):
 
 def convert():
     """Writes the run or the PyTorch file, and prints where."""
-    from train.conversion import checkpoint_to_run, run_to_checkpoint
+    from gaternet_tf.errors import UserError
 
+    try:
+        from train.conversion import checkpoint_to_run, run_to_checkpoint
+    except ImportError as error:
+        raise UserError(
+            "PyTorch is required to read and write its files, and is not installed; run "
+            "pip install '.[torch]'"
+        ) from error
     if FLAGS.to_torch is not None:
         output = FLAGS.output or os.path.join(FLAGS.to_torch, "authors.pth")
         run_to_checkpoint(FLAGS.to_torch, output)

@@ -1,6 +1,5 @@
 """Which devices and machines train: the strategies, and what several machines need beyond Keras."""
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -49,35 +48,27 @@ def _mirrored_strategy(devices):
 def _multi_worker_strategy(tf_config):
     try:
         config = json.loads(tf_config)
-        workers, index = config["cluster"]["worker"], config["task"]["index"]
-        workers[index]
+        config["cluster"]["worker"][config["task"]["index"]]
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise UserError(
             "--strategy=multi_worker needs the environment variable TF_CONFIG, which names all "
             f"workers and says which one this is, such as {TF_CONFIG_EXAMPLE}; got '{tf_config}'"
         ) from error
-    try:
-        return tf.distribute.MultiWorkerMirroredStrategy()
-    except (RuntimeError, ValueError, tf.errors.OpError) as error:
-        raise UserError(
-            f"--strategy=multi_worker must reach all workers of TF_CONFIG ({', '.join(workers)}), "
-            f"and could not: {str(error).splitlines()[0]}"
-        ) from error
+    return tf.distribute.MultiWorkerMirroredStrategy()
 
 
 def worker_of(strategy: tf.distribute.Strategy) -> tuple[int, int]:
     """Returns (this machine's number, number of machines): (0, 1) without `multi_worker`."""
-    resolver = strategy.cluster_resolver
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) or resolver is None:
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return 0, 1
-    return resolver.task_id, len(resolver.cluster_spec().as_dict().get("worker", [""]))
+    resolver = strategy.cluster_resolver
+    return resolver.task_id, len(resolver.cluster_spec().as_dict()["worker"])
 
 
 def check_replicas(replicas: int, batch_size: int, steps_per_execution: int = 1) -> None:
     """Raises `UserError` for settings that this number of replicas cannot train with.
 
-    Every replica must get the same number of images, at least one. Keras' loop of several steps in
-    one execution fails on two replicas (seen with 3.15.1, on a model of one layer).
+    Keras' loop of several steps in one execution fails on two replicas (seen with 3.15.1).
     """
     if replicas > 1 and steps_per_execution > 1:
         raise UserError(
@@ -92,13 +83,13 @@ def check_replicas(replicas: int, batch_size: int, steps_per_execution: int = 1)
         )
 
 
-def require_same_start(strategy: tf.distribute.Strategy, settings: dict, checkpoint: str) -> None:
-    """Raises `UserError` on every machine unless all begin with the same settings and checkpoint.
+def require_same_start(strategy: tf.distribute.Strategy, start: list) -> None:
+    """Raises `UserError` on every machine unless all have the same JSON-ready `start`.
 
     With other seeds or batches their parts of a batch would overlap, and no error would say so.
     """
-    start = json.dumps([settings, checkpoint], sort_keys=True)
-    number = int.from_bytes(hashlib.blake2b(start.encode(), digest_size=3).digest())
+    digest = hashlib.blake2b(json.dumps(start).encode(), digest_size=3).digest()
+    number = int.from_bytes(digest)
 
     @tf.function
     def total():
@@ -108,15 +99,14 @@ def require_same_start(strategy: tf.distribute.Strategy, settings: dict, checkpo
     if int(total()) != number * strategy.num_replicas_in_sync:
         raise UserError(
             "all workers must be started with the same flags and a --workdir that they share, and "
-            f"were not; this one finds {checkpoint or 'no checkpoint'} and has the settings "
-            f"{settings}"
+            f"were not; this one has the settings and the last checkpoint {start}"
         )
 
 
 def fit_on_workers(
     model: keras.Model,
     strategy: tf.distribute.Strategy,
-    batches,
+    batches: tf.data.Dataset,
     epochs: range,
     steps: int,
     callbacks: list,
@@ -124,25 +114,18 @@ def fit_on_workers(
 ) -> None:
     """Does what `model.fit` does, for several machines, where Keras' own fails (seen with 3.15.1).
 
-    Every step runs `model.train_step` on every replica; callbacks get the numbers of all replicas.
-
     Args:
       model: compiled, and made in the strategy's scope.
       strategy: a MultiWorkerMirroredStrategy.
-      batches: `tf.data` of this machine's part of each global batch.
+      batches: this machine's part of each global batch.
       epochs: numbers of the epochs to train.
       steps: steps of an epoch.
-      callbacks: as `fit` takes them.
+      callbacks: as `fit` takes them; they get the numbers of all replicas.
       verbose: 1 for a progress bar.
     """
     per_replica = strategy.num_replicas_in_sync // worker_of(strategy)[1]
-
-    def batches_of_this_machine(context):
-        del context  # `batches` is this machine's part already.
-        size = batches.element_spec[0].shape[0]
-        return batches.rebatch(size // per_replica)
-
-    iterator = iter(strategy.distribute_datasets_from_function(batches_of_this_machine))
+    batches = batches.rebatch(batches.element_spec[0].shape[0] // per_replica)
+    iterator = iter(strategy.distribute_datasets_from_function(lambda _: batches))
 
     @tf.function
     def step(iterator):
@@ -168,16 +151,3 @@ def fit_on_workers(
             callback_list.on_train_batch_end(number, logs)
         callback_list.on_epoch_end(epoch, logs)
     callback_list.on_train_end()
-
-
-@contextlib.contextmanager
-def reraise_lost_workers():
-    """Re-raises what TensorFlow raises when another machine is gone as a `UserError`."""
-    try:
-        yield
-    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
-        raise UserError(
-            "another worker of TF_CONFIG stopped or cannot be reached any more "
-            f"({str(error).splitlines()[0]}); start the same command on all workers again, and "
-            "they resume from the last checkpoint"
-        ) from error

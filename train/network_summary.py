@@ -39,7 +39,7 @@ def summary_rows(
         if part == "input":
             continue
         numbers = [
-            sum(_parameters(layer) for layer in layers),
+            sum(math.prod(w.shape) for layer in layers for w in layer.trainable_weights),
             sum(macs.get(layer.name, 0) for layer in layers),
             *kinds.get(part, [0] * (len(totals) - 2)),
         ]
@@ -55,10 +55,6 @@ def _part(name):
     if unit := re.match(r"stage\d+_unit\d+", name):
         return unit[0].replace("_", " ")
     return {"images": "input", "pool": "classifier", "logits": "classifier"}.get(name, name)
-
-
-def _parameters(layer):
-    return sum(math.prod(weight.shape) for weight in layer.trainable_weights)
 
 
 def _shape(layer):

@@ -21,10 +21,8 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
         self.steps = steps
 
     def __call__(self, step):
-        rate = self.schedule(step)
-        if not self.steps:
-            return rate
-        return rate * ops.minimum(1.0, (ops.cast(step, "float32") + 1.0) / self.steps)
+        warm = ops.minimum(1.0, (ops.cast(step, "float32") + 1.0) / self.steps)
+        return warm * self.schedule(step)
 
     def get_config(self):
         return {
@@ -81,7 +79,8 @@ def learning_rate_schedule(config: TrainingConfig, steps_per_epoch: int):
             [round(total * part) for part in DECAY_AT],
             [config.learning_rate * factor for factor in (1.0, 0.1, 0.01)],
         )
-    return WarmUp(schedule, round(config.warmup_epochs * steps_per_epoch))
+    warm_up = round(config.warmup_epochs * steps_per_epoch)
+    return WarmUp(schedule, warm_up) if warm_up else schedule
 
 
 def make_optimizer(config: TrainingConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:
@@ -104,15 +103,16 @@ def compile_model(
 
     It trains on (image, label) batches to which `with_targets` was applied.
     """
-    task_loss = SmoothedCrossentropy(label_smoothing)
-    losses = {"logits": task_loss}
+    losses = {"logits": SmoothedCrossentropy(label_smoothing)}
     metrics = {"logits": [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]}
     if "gates" in model.output_names:
         losses["gates"] = SparsityLoss(sparsity)
         metrics["gates"] = [GateRate()]
     else:
-        # Keras reports a single loss only as its sum with the L2 term.
-        metrics["logits"].append(keras.metrics.MeanMetricWrapper(task_loss, name="task_loss"))
+        # Keras reports a single loss only as its sum with the L2 term. Not reduced, since a reduced
+        # loss is divided by the number of replicas.
+        by_image = SmoothedCrossentropy(label_smoothing, reduction="none")
+        metrics["logits"].append(keras.metrics.MeanMetricWrapper(by_image, name="task_loss"))
     # jit_compile is set explicitly: "auto" compiles with XLA on a GPU and not on a CPU or under a
     # strategy.
     model.compile(

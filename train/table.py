@@ -24,12 +24,10 @@ def main(argv):
 def print_table(workdirs):
     """Prints the table, and draws its figure if asked to."""
     from gaternet_tf.runs import require_writable
-    from train.comparison import as_csv, as_markdown, compare
+    from train.comparison import as_csv, as_markdown, compare, write_comparison
 
     rows = compare(workdirs)
     if FLAGS.output_dir:
-        from train.comparison_figure import write_comparison
-
         require_writable(FLAGS.output_dir, "--output_dir")
         write_comparison(rows, pathlib.Path(FLAGS.output_dir))
     print(as_csv(rows) if FLAGS.format == "csv" else as_markdown(rows))

@@ -12,9 +12,7 @@ from train.callbacks import (
     Checkpoints,
     SparsityWarmUp,
     StopOnNonFinite,
-    Stopped,
     Validation,
-    collapse,
 )
 
 
@@ -58,16 +56,12 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_can_be_used(tmp_pat
     (latest,) = (tmp_path / "checkpoints").glob("ckpt-3.data-*")
     latest.write_bytes(b"damaged")
     model, _, checkpoints = small_checkpoints(tmp_path)
+    with pytest.raises(UserError, match=r"--previous_checkpoint needs two.* has 0"):
+        checkpoints.restore(tmp_path / "none", previous=True)
     with pytest.raises(UserError, match=r"ckpt-3 is not.*--previous_checkpoint"):
         checkpoints.restore(tmp_path / "checkpoints")
     assert checkpoints.restore(tmp_path / "checkpoints", previous=True) == (2, 0)
     assert all((weight == 1).all() for weight in model.get_weights())
-
-
-def test_a_first_run_has_no_checkpoint_before_the_last(tmp_path):
-    *_, checkpoints = small_checkpoints(tmp_path)
-    with pytest.raises(UserError, match=r"--previous_checkpoint needs two.* has 0"):
-        checkpoints.restore(tmp_path / "checkpoints", previous=True)
 
 
 def test_a_stop_saves_in_the_middle_of_an_epoch(tmp_path):
@@ -75,7 +69,7 @@ def test_a_stop_saves_in_the_middle_of_an_epoch(tmp_path):
     checkpoints.first_step = 1
     checkpoints.on_epoch_begin(4)
     checkpoints.stop()
-    with pytest.raises(Stopped, match="saved after step 4 of epoch 5; the same command resumes"):
+    with pytest.raises(UserError, match="saved after step 4 of epoch 5; the same command resumes"):
         checkpoints.on_train_batch_end(2)
     assert checkpoints.restore(tmp_path / "checkpoints") == (4, 4)
 
@@ -85,7 +79,7 @@ def test_a_stop_in_the_last_step_of_an_epoch_saves_the_whole_epoch(tmp_path):
     checkpoints.on_epoch_begin(4)
     checkpoints.stop()
     checkpoints.on_train_batch_end(2)
-    with pytest.raises(Stopped, match="saved after epoch 5"):
+    with pytest.raises(UserError, match="saved after epoch 5"):
         checkpoints.on_epoch_end(4)
     assert checkpoints.restore(tmp_path / "checkpoints") == (5, 0)
 
@@ -151,11 +145,6 @@ def test_collapsed_gates_are_warned_about_with_their_numbers(on, off, words, cap
 
 def test_without_held_out_images_training_images_show_a_collapse(capsys):
     logs = {}
-    callback = Validation(lambda batches: evaluation(8, 0), [], held_out=False)
-    callback.on_epoch_end(0, logs)
+    Validation(lambda batches: evaluation(8, 0), [], held_out=False).on_epoch_end(0, logs)
     assert "on 50 training images" in capsys.readouterr().out
     assert logs == {}
-
-
-def test_a_plain_network_has_nothing_to_collapse():
-    assert collapse({"accuracy": 0.5, "images": 3}) is None

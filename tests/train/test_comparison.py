@@ -6,8 +6,7 @@ import pytest
 from helpers import plant_run
 
 from gaternet_tf import UserError
-from train.comparison import as_markdown, compare
-from train.comparison_figure import write_comparison
+from train.comparison import as_markdown, compare, write_comparison
 
 GATED = "resnet20, gated by resnet20, lambda 0.1"
 

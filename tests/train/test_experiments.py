@@ -13,14 +13,12 @@ from train.recipe import count_parameters
 KINDS = ("plain", "wide", "se", "gated", "gated-released")
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_settings_are_legal_and_the_note_has_the_command(name):
-    experiment = find_experiment(name)
-    for settings in (experiment.settings, experiment.smoke()):
-        TrainingConfig(**settings).check()
-    assert f"python -m train.main --experiment={name}\n" in experiment.note
-    assert "hours on 2 CPU cores" in experiment.note
-    assert f"{name}\n  {experiment.note.splitlines()[0]}\n" in list_experiments()
+def test_settings_are_legal_and_the_note_has_the_command():
+    for name, experiment in EXPERIMENTS.items():
+        for settings in (experiment.settings, experiment.smoke()):
+            TrainingConfig(**settings).check()
+        assert f"python -m train.main --experiment={name}\n" in experiment.note
+        assert f"{name}\n  {experiment.note.splitlines()[0]}\n" in list_experiments()
 
 
 def test_there_is_a_row_for_every_comparison_of_the_paper():
