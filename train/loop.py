@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 
 import keras
@@ -196,9 +197,11 @@ class Training:
     def fit(self, first_epoch: int, first_step: int) -> None:
         """Trains the epochs that are left, the first of them without its first `first_step` steps.
 
-        SIGTERM saves and stops the run, on one machine.
+        SIGTERM saves and stops the run, on one machine and in the main thread.
         """
-        if self.workers == 1:
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        catches_sigterm = self.workers == 1 and in_main_thread
+        if catches_sigterm:
             before = signal.signal(signal.SIGTERM, lambda *_: self.checkpoints.stop())
         try:
             if first_step:
@@ -207,7 +210,7 @@ class Training:
             if first_epoch < self.config.epochs:
                 self._fit_epochs(range(first_epoch, self.config.epochs))
         finally:
-            if self.workers == 1:
+            if catches_sigterm:
                 signal.signal(signal.SIGTERM, before)
 
     def _fit_epochs(self, epochs, first_step=0):
