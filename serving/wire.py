@@ -46,13 +46,6 @@ _FIELDS = {
 _ARRAY_TYPES = {DT_FLOAT: "f", DT_UINT8: "B", DT_INT64: "q"}
 
 
-def string_tensor(values: list[bytes]):
-    """Returns a string tensor of shape [len(values)]."""
-    tensor = Tensor(dtype=DT_STRING, string_val=values)
-    tensor.tensor_shape.dim.add(size=len(values))
-    return tensor
-
-
 def tensor_rows(tensor) -> list:
     """Returns the elements of a tensor [n] as a list, or of a tensor [n, m] as a list of n lists.
 
