@@ -20,7 +20,6 @@ from tensorflow_serving.apis import (
 from serving.server.loading import LoadedVersion, ServingError
 from serving.server.versions import NewestVersion
 
-METADATA_FIELD = "signature_def"
 TYPED_FIELDS = {"float32": "float_val", "int64": "int64_val", "uint8": "int_val"}
 
 
@@ -70,8 +69,11 @@ def _to_proto(array: np.ndarray, dtype):
     return proto
 
 
-class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Predict, Classify and GetModelMetadata."""
+class Services(
+    prediction_service_pb2_grpc.PredictionServiceServicer,
+    model_service_pb2_grpc.ModelServiceServicer,
+):
+    """Predict, Classify, GetModelMetadata and GetModelStatus of one model."""
 
     def __init__(self, model: NewestVersion):
         self._model = model
@@ -109,16 +111,9 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             signatures = get_model_metadata_pb2.SignatureDefMap()
             for name, signature in loaded.signatures.items():
                 signatures.signature_def[name].CopyFrom(signature)
-            response.metadata[METADATA_FIELD].Pack(signatures)
+            response.metadata["signature_def"].Pack(signatures)
             _fill_spec(response.model_spec, self._model, loaded)
         return response
-
-
-class ModelService(model_service_pb2_grpc.ModelServiceServicer):
-    """GetModelStatus."""
-
-    def __init__(self, model: NewestVersion):
-        self._model = model
 
     def GetModelStatus(self, request, context):  # noqa: N802 - the service's name
         """Returns the state of each version, the newest first: the served one and failed ones."""
@@ -160,10 +155,9 @@ def start_server(model: NewestVersion, address: str, port: int) -> tuple[grpc.Se
             ("grpc.so_reuseport", 0),
         ],
     )
-    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-        PredictionService(model), server
-    )
-    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(model), server)
+    services = Services(model)
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(services, server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(services, server)
     health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
     try:
         port = server.add_insecure_port(f"{address}:{port}")
