@@ -48,8 +48,7 @@ def _served_version(model: NewestVersion, spec) -> LoadedVersion:
     if (spec.name, version) != (model.name, loaded.number):
         raise ServingError(
             grpc.StatusCode.NOT_FOUND,
-            f"served here is version {loaded.number} of '{model.name}', "
-            f"not version {version} of '{spec.name}'",
+            f"only version {loaded.number} of '{model.name}' is served here",
         )
     return loaded
 

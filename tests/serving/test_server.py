@@ -168,8 +168,8 @@ def test_messages_above_64_mib_pass(toy):
 @pytest.mark.parametrize(
     ("request_", "code", "text"),
     [
-        (predict_request({"x": X}, model="no"), "NOT_FOUND", "not version 1 of 'no'"),
-        (predict_request({"x": X}, version=9), "NOT_FOUND", "not version 9 of 'toy'"),
+        (predict_request({"x": X}, model="no"), "NOT_FOUND", "only version 1 of 'toy' is"),
+        (predict_request({"x": X}, version=9), "NOT_FOUND", "only version 1 of 'toy' is"),
         (predict_request({"x": X}, label="stable"), "UNIMPLEMENTED", "are TensorFlow Serving's"),
         (predict_request({"x": X}, signature="no"), "FAILED_PRECONDITION", "got 'no'"),
         (predict_request({}), "INVALID_ARGUMENT", "must be ['x'], got []"),
