@@ -8,10 +8,8 @@ several rounds, of which the medians count: what else the machine does slows all
 
 import argparse
 import functools
-import io
 import os
 import pathlib
-import random
 import statistics
 import sys
 import time
@@ -19,31 +17,16 @@ from collections.abc import Callable, Sequence
 
 from serving.client import ClientError, GaterNetClient
 from serving.client.command_line import positive, print_error
+from serving.client.pictures import encode
 from serving.demo import MODEL, local_server
 from serving.loadtest import run_load
 
 CALLERS = (1, 8)
 ROUNDS = 3
-SIZE = (32, 32)
-
-
-def noise(seed: int):
-    """Returns a PIL image of random pixels, which compresses as badly as any."""
-    from PIL import Image
-
-    return Image.frombytes("RGB", SIZE, random.Random(seed).randbytes(3 * SIZE[0] * SIZE[1]))
-
-
-def encode_png(image) -> bytes:
-    """Returns a PIL image as PNG."""
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
 
 
 def client_cost(client: GaterNetClient, picture, requests: int) -> float:
     """Returns the milliseconds of this process's CPU for a request, the best of some rounds."""
-    client.classify([picture])
     rounds = []
     for _ in range(ROUNDS):
         started = time.process_time()
@@ -64,79 +47,68 @@ def load_signature(model_base_path: str) -> Callable[[Sequence[bytes]], object]:
     return lambda batch: signature(image_bytes=tf.constant(batch))["probabilities"].numpy()
 
 
-def print_rows(
-    ways: dict[str, tuple[Callable[[], object], int]], pictures: int, seconds: float
-) -> None:
+def print_rows(ways: dict[str, tuple[Callable, int]], batch: Sequence, seconds: float) -> None:
     """Loads each way, a function and its number of callers, in turns; prints a row for each."""
-    rounds = [
-        {name: run_load(ask, callers, seconds) for name, (ask, callers) in ways.items()}
-        for _ in range(ROUNDS)
-    ]
-    first = next(iter(ways))
-    for name in ways:
-        reports = [reports[name] for reports in rounds]
-        rate = statistics.median(report["requests_per_second"] for report in reports)
+    reports: dict[str, list] = {name: [] for name in ways}
+    for _ in range(ROUNDS):
+        for name, (ask, callers) in ways.items():
+            report = run_load(functools.partial(ask, batch), callers, seconds)
+            reports[name].append((report["requests_per_second"], report["latency_ms"]))
+    in_process = [rate for rate, _ in next(iter(reports.values()))]
+    for name, rounds in reports.items():
+        rate = statistics.median(rate for rate, _ in rounds)
+        p50, p99 = (statistics.median(ms[key] for _, ms in rounds) for key in ("p50", "p99"))
         share = statistics.median(
-            reports[name]["requests_per_second"] / reports[first]["requests_per_second"]
-            for reports in rounds
+            rate / base for (rate, _), base in zip(rounds, in_process, strict=True)
         )
-        p50, p99 = (
-            statistics.median(report["latency_ms"][key] for report in reports)
-            for key in ("p50", "p99")
-        )
-        speed = f"{pictures * rate:.0f} | {p50:.2f} | {p99:.2f} | {share:.0%}"
-        print(f"| {name} | {pictures} | {speed} |", flush=True)
+        speed = f"{len(batch) * rate:.0f} | {p50:.2f} | {p99:.2f} | {share:.0%}"
+        print(f"| {name} | {len(batch)} | {speed} |", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints what it measures; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.serving",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("--model_base_path", required=True, help="directory with versions below it")
-    parser.add_argument(
-        "--seconds",
-        type=positive(float),
-        default=2.0,
-        help="of each row in each of the rounds (%(default)s)",
-    )
-    parser.add_argument(
-        "--batch_size",
-        type=positive(int),
-        default=32,
-        help="pictures of a large request (%(default)s)",
-    )
-    parser.add_argument(
-        "--requests",
-        type=positive(int),
-        default=200,
-        help="for the client's cost (%(default)s)",
-    )
+    for flag, default, text in (
+        ("--seconds", 2.0, "of each row in each of the rounds"),
+        ("--batch_size", 32, "pictures of a large request"),
+        ("--requests", 200, "for the client's cost"),
+    ):
+        parser.add_argument(flag, type=positive(type(default)), default=default, help=text)
     options = parser.parse_args(arguments)
     import numpy as np
 
-    pictures = [encode_png(noise(seed)) for seed in range(options.batch_size)]
-    forms = {"an encoded picture": pictures[0], "an array, which becomes PNG": np.array(noise(0))}
+    # Random pixels, which compress as badly as any.
+    shape = (options.batch_size, 32, 32, 3)
+    arrays = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    pictures = [encode(array) for array in arrays]
     try:
         with (
             local_server(options.model_base_path) as target,
             GaterNetClient(target, MODEL, timeout=60, batch_size=options.batch_size) as client,
         ):
+            client.classify(pictures)
             print("\n| the client's own cost of a request | CPU, ms |\n|---|---|")
-            for name, picture in forms.items():
+            for name, picture in (
+                ("an encoded picture", pictures[0]),
+                ("an array, which becomes PNG", arrays[0]),
+            ):
                 print(f"| {name} | {client_cost(client, picture, options.requests):.2f} |")
             print("\n| who asks | pictures | pictures/s | p50, ms | p99, ms | of in process |")
             print("|---|---|---|---|---|---|")
-            predict = load_signature(options.model_base_path)
+            ways: dict[str, tuple[Callable, int]] = {
+                "in process": (load_signature(options.model_base_path), 1)
+            }
+            for callers in CALLERS:
+                ways[f"{callers} over gRPC"] = (client.classify, callers)
             for batch in (pictures[:1], pictures):
-                predict(batch)
-                client.classify(batch)
-                ways: dict[str, tuple[Callable[[], object], int]] = {}
-                ways["in process"] = functools.partial(predict, batch), 1
-                for callers in CALLERS:
-                    ways[f"{callers} over gRPC"] = (
-                        functools.partial(client.classify, batch),
-                        callers,
-                    )
-                print_rows(ways, len(batch), options.seconds)
+                for ask, _ in ways.values():
+                    ask(batch)
+                print_rows(ways, batch, options.seconds)
     except ClientError as error:
         print_error("benchmarks.serving", error)
         return 1

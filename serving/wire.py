@@ -37,20 +37,13 @@ DT_UINT8 = 4
 DT_STRING = 7
 DT_INT64 = 9
 
+# The field of each type's values, and the `array` type of its contents.
 _FIELDS = {
-    DT_FLOAT: "float_val",
-    DT_UINT8: "int_val",
-    DT_STRING: "string_val",
-    DT_INT64: "int64_val",
+    DT_FLOAT: ("float_val", "f"),
+    DT_UINT8: ("int_val", "B"),
+    DT_STRING: ("string_val", None),
+    DT_INT64: ("int64_val", "q"),
 }
-_ARRAY_TYPES = {DT_FLOAT: "f", DT_UINT8: "B", DT_INT64: "q"}
-
-
-def string_tensor(values: list[bytes]):
-    """Returns a string tensor of shape [len(values)]."""
-    tensor = Tensor(dtype=DT_STRING, string_val=values)
-    tensor.tensor_shape.dim.add(size=len(values))
-    return tensor
 
 
 def tensor_rows(tensor) -> list:
@@ -61,13 +54,14 @@ def tensor_rows(tensor) -> list:
     """
     if tensor.dtype not in _FIELDS:
         raise ValueError(f"tensor dtype must be one of {sorted(_FIELDS)}, got {tensor.dtype}")
+    field, array_type = _FIELDS[tensor.dtype]
     shape = [dim.size for dim in tensor.tensor_shape.dim]
     count = math.prod(shape)
-    if tensor.tensor_content and tensor.dtype in _ARRAY_TYPES:
+    if tensor.tensor_content and array_type:
         # In the sender's byte order, which is little-endian wherever TensorFlow runs.
-        values = array.array(_ARRAY_TYPES[tensor.dtype], tensor.tensor_content).tolist()
+        values = array.array(array_type, tensor.tensor_content).tolist()
     else:
-        values = list(getattr(tensor, _FIELDS[tensor.dtype]))
+        values = list(getattr(tensor, field))
         # A tensor may leave out the repetitions of its last element.
         values += values[-1:] * (count - len(values))
     if len(values) != count:

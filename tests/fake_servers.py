@@ -4,7 +4,6 @@ import collections
 import concurrent.futures
 import contextlib
 import io
-import threading
 
 import grpc
 import numpy as np
@@ -33,39 +32,26 @@ class FakeModel:
 
     Args:
       before: called with each Predict request; may wait or raise `RefusedError`.
-      max_rows: most pictures that a request may have.
       versions: the states of its versions, "END: reason" for one that failed.
       version_labels: version numbers by label.
     """
 
-    def __init__(self, before=None, max_rows=1000, versions=None, version_labels=None):
+    def __init__(self, before=None, versions=None, version_labels=None):
         self.before = before or (lambda request: None)
-        self.max_rows = max_rows
         self.versions = {1: "AVAILABLE"} if versions is None else versions
         self.version_labels = version_labels or {}
         self.change_outputs = lambda outputs: outputs
         self.rows = []
         self.signatures = collections.Counter()
-        self._lock = threading.Lock()
-        self._running = self.most_running = 0
 
     def predict(self, request):
         """Answers a PredictRequest."""
         (tensor,) = request.inputs.values()
-        with self._lock:
-            self._running += 1
-            self.most_running = max(self.most_running, self._running)
-            self.rows.append(len(tensor.string_val))
-            self.signatures[request.model_spec.signature_name] += 1
-        try:
-            self.before(request)
-            version = self._resolve(request.model_spec)
-            if len(tensor.string_val) > self.max_rows:
-                raise RefusedError("INVALID_ARGUMENT", "too many rows")
-            outputs = self._outputs(request.model_spec.signature_name, tensor.string_val)
-        finally:
-            with self._lock:
-                self._running -= 1
+        self.rows.append(len(tensor.string_val))
+        self.signatures[request.model_spec.signature_name] += 1
+        self.before(request)
+        version = self._resolve(request.model_spec)
+        outputs = self._outputs(request.model_spec.signature_name, tensor.string_val)
         response = wire.PredictResponse()
         response.model_spec.version.value = version
         for name, values in self.change_outputs(outputs).items():

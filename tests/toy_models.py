@@ -49,35 +49,29 @@ def _files(version: int) -> dict[str, bytes]:
         }
 
 
-def write_toy(base_path: pathlib.Path, version: int = 1, warm_up=()) -> pathlib.Path:
-    """Publishes a version as an export does, written beside and renamed; returns its directory.
-
-    Args:
-      base_path: the model's directory, made if need be.
-      version: the version's number.
-      warm_up: PredictionLogs for the version's warm-up file.
-    """
+def write_toy(base_path: pathlib.Path, version: int = 1) -> pathlib.Path:
+    """Publishes a version as an export does, written beside and renamed; returns its directory."""
     scratch = base_path / f"tmp-{version}"
     for name, content in _files(version).items():
         (scratch / name).parent.mkdir(parents=True, exist_ok=True)
         (scratch / name).write_bytes(content)
-    if warm_up:
-        write_warm_up(scratch, warm_up)
     return scratch.rename(base_path / str(version))
 
 
-def write_warm_up(version_dir: pathlib.Path, logs) -> None:
-    """Writes PredictionLogs as the warm-up file of a version."""
-    (version_dir / "assets.extra").mkdir(exist_ok=True)
+def write_warm_up(version_dir: pathlib.Path, requests) -> None:
+    """Writes PredictRequests as the warm-up file of a version."""
+    (version_dir / "assets.extra").mkdir()
     path = version_dir / "assets.extra" / "tf_serving_warmup_requests"
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for log in logs:
+        for request in requests:
+            log = prediction_log_pb2.PredictionLog()
+            log.predict_log.request.CopyFrom(request)
             writer.write(log.SerializeToString())
 
 
-def predict_request(inputs, output_filter=(), model="toy", signature="", version=None, label=None):
+def predict_request(inputs, model="toy", signature="", version=None, label=None):
     """Returns a PredictRequest of arrays or TensorProtos."""
-    request = predict_pb2.PredictRequest(output_filter=output_filter)
+    request = predict_pb2.PredictRequest()
     request.model_spec.name = model
     request.model_spec.signature_name = signature
     if version is not None:
@@ -88,10 +82,3 @@ def predict_request(inputs, output_filter=(), model="toy", signature="", version
         proto = value if hasattr(value, "tensor_shape") else tf.make_tensor_proto(value)
         request.inputs[name].CopyFrom(proto)
     return request
-
-
-def warm_up_log(inputs, signature=""):
-    """Returns a PredictionLog of a PredictRequest."""
-    log = prediction_log_pb2.PredictionLog()
-    log.predict_log.request.CopyFrom(predict_request(inputs, signature=signature))
-    return log

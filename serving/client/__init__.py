@@ -17,14 +17,15 @@ from collections.abc import Iterable, Iterator
 import grpc
 
 from serving import wire
-from serving.client.channel import Tls, open_channel
-from serving.client.errors import (
+from serving.client.channel import (
     ERRORS,
     REMEDY,
     ClientError,
     PictureError,
+    Tls,
     UnavailableError,
     UnknownModelError,
+    open_channel,
 )
 from serving.client.pictures import encode
 
@@ -83,7 +84,7 @@ class GaterNetClient:
       tls: `Tls(...)`, or None for plaintext.
 
     Raises:
-      ValueError: for an argument out of range, or a version and a label at once.
+      ValueError: for an argument out of range, a version and a label at once, or a wrong TLS file.
     """
 
     def __init__(
@@ -166,65 +167,70 @@ class GaterNetClient:
             raise ValueError(f"top must be above 0, got {top}")
         signature = "gates_bytes" if gates else "image_bytes"
         pending: collections.deque = collections.deque()
+        batch: list[bytes | PictureError] = []
+        size = 0
         try:
-            for batch in self._batches(images):
-                pictures = [entry for entry in batch if isinstance(entry, bytes)]
-                # A request without pictures would hang in a server that batches.
-                call = self._send(signature, pictures) if pictures else None
-                pending.append((batch, pictures, call))
-                if len(pending) == self.in_flight:
-                    yield from self._answers(signature, top, *pending.popleft())
+            for image in images:
+                picture = encode(image)
+                batch.append(picture)
+                size += len(picture) if isinstance(picture, bytes) else 0
+                if len(batch) == self.batch_size or size >= BATCH_BYTES:
+                    pending.append((batch, self._send(signature, batch)))
+                    batch, size = [], 0
+                    if len(pending) == self.in_flight:
+                        yield from self._answers(signature, top, *pending.popleft())
+            pending.append((batch, self._send(signature, batch)))
             while pending:
                 yield from self._answers(signature, top, *pending.popleft())
         finally:
-            for *_, call in pending:
+            for _, call in pending:
                 if call is not None:
                     call.cancel()
 
-    def _batches(self, images) -> Iterator[list[bytes | PictureError]]:
-        batch: list[bytes | PictureError] = []
-        size = 0
-        for image in images:
-            try:
-                picture = encode(image)
-                batch.append(picture)
-                size += len(picture)
-            except PictureError as error:
-                batch.append(error)
-            if len(batch) == self.batch_size or size >= BATCH_BYTES:
-                yield batch
-                batch, size = [], 0
-        if batch:
-            yield batch
-
-    def _request(self, signature, pictures, input_name="image_bytes"):
-        request = wire.PredictRequest(
-            model_spec=self._model_spec, inputs={input_name: wire.string_tensor(pictures)}
+    def _send(self, signature, batch, version=None, timeout=None):
+        """Sends the pictures of a batch; returns gRPC's future of the response."""
+        pictures = [entry for entry in batch if isinstance(entry, bytes)]
+        if not pictures:
+            # A request without pictures would hang in a server that batches.
+            return None
+        tensor = wire.Tensor(
+            dtype=wire.DT_STRING,
+            tensor_shape={"dim": [{"size": len(pictures)}]},
+            string_val=pictures,
         )
+        name = "inputs" if signature == "classify" else "image_bytes"
+        request = wire.PredictRequest(model_spec=self._model_spec, inputs={name: tensor})
         request.model_spec.signature_name = signature
-        return request
+        if version is not None:
+            request.model_spec.version.value = version
+        return self._predict.future(request, timeout=timeout or self.timeout)
 
-    def _send(self, signature, pictures):
-        """Sends a request; returns gRPC's future of the response."""
-        return self._predict.future(self._request(signature, pictures), timeout=self.timeout)
-
-    def _answers(self, signature, top, batch, pictures, call) -> Iterator[Answer]:
-        """Yields the answers for a batch, whose good pictures were sent in `call`."""
-        answers = iter(self._resolve(signature, pictures, call, top) if pictures else ())
-        for entry in batch:
-            yield entry if isinstance(entry, PictureError) else next(answers)
-
-    def _resolve(self, signature, pictures, call, top) -> list[Answer]:
+    def _answers(self, signature, top, batch, call) -> list[Answer]:
+        """Returns the answers for a batch, whose pictures were sent in `call`."""
+        if call is None:
+            return batch
         try:
             response = call.result()
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
                 raise self._client_error(error) from error
-            return self._retry_in_halves(signature, pictures, error, top)
+            if len(batch) > 1:
+                # The server does not say which picture it refuses.
+                return [
+                    answer
+                    for entry in batch
+                    for answer in self._answers(
+                        signature, top, [entry], self._send(signature, [entry])
+                    )
+                ]
+            # If the model refuses this too, the picture is not to blame.
+            self._result(self._send(signature, [NO_PICTURE]))
+            return [PictureError(f"the server refused it ({error.details()})", error.code())]
+        answers = list(batch)
+        places = [place for place, entry in enumerate(batch) if isinstance(entry, bytes)]
         try:
-            answers = self._predictions(response, top)
-            if len(answers) != len(pictures):
-                raise ValueError(f"{len(answers)} rows for {len(pictures)} pictures")
+            for place, prediction in zip(places, self._predictions(response, top), strict=True):
+                answers[place] = prediction
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise ClientError(
                 f"model '{self.model}' at {self.target} must answer with labels, class_ids and "
@@ -232,53 +238,25 @@ class GaterNetClient:
             ) from error
         return answers
 
-    def _retry_in_halves(self, signature, pictures, error, top) -> list[Answer]:
-        """Asks again for pictures of which the server refused one, without saying which.
-
-        Smaller requests also suit a server that takes fewer pictures at once.
-        """
-        if len(pictures) == 1:
-            # If the model refuses this too, the picture is not to blame.
-            self._call(self._predict, self._request(signature, [NO_PICTURE]))
-            return [PictureError(f"the server refused it ({error.details()})", error.code())]
-        half = len(pictures) // 2
-        return [
-            answer
-            for part in (pictures[:half], pictures[half:])
-            for answer in self._resolve(signature, part, self._send(signature, part), top)
-        ]
-
-    def _predictions(self, response, top) -> list[Answer]:
+    def _predictions(self, response, top) -> Iterator[Prediction]:
         version = response.model_spec.version.value
         rows = {name: wire.tensor_rows(tensor) for name, tensor in response.outputs.items()}
         gates = rows.get("gates", [None] * len(rows["labels"]))
-        return [
-            Prediction(
-                label.decode(),
-                class_id,
-                probabilities[class_id],
-                version,
-                None if on is None else tuple(on),
-                self._top(label.decode(), probabilities, version, top),
-            )
-            for label, class_id, probabilities, on in zip(
-                rows["labels"], rows["class_ids"], rows["probabilities"], gates, strict=True
-            )
-        ]
-
-    def _top(self, label, probabilities, version, top):
-        if top == 1:
-            return ((label, max(probabilities)),)
-        labels = self._labels_of(version)
-        ranked = sorted(zip(labels, probabilities, strict=True), key=lambda pair: -pair[1])
-        return tuple(ranked[:top])
+        for label, class_id, probabilities, on in zip(
+            rows["labels"], rows["class_ids"], rows["probabilities"], gates, strict=True
+        ):
+            name, probability = label.decode(), probabilities[class_id]
+            best = [(name, probability)]
+            if top > 1:
+                pairs = zip(self._labels_of(version), probabilities, strict=True)
+                best = sorted(pairs, key=lambda pair: -pair[1])[:top]
+            on = None if on is None else tuple(on)
+            yield Prediction(name, class_id, probability, version, on, tuple(best))
 
     def _labels_of(self, version) -> list[str]:
         """Returns all labels of a version, which its signature `classify` lists."""
         if version not in self._labels:
-            request = self._request("classify", [NO_PICTURE], input_name="inputs")
-            request.model_spec.version.value = version
-            response = self._call(self._predict, request)
+            response = self._result(self._send("classify", [NO_PICTURE], version))
             (labels,) = wire.tensor_rows(response.outputs["classes"])
             self._labels[version] = [label.decode() for label in labels]
         return self._labels[version]
@@ -290,7 +268,7 @@ class GaterNetClient:
         load follows its state: "END: ...".
         """
         request = wire.GetModelStatusRequest(model_spec=wire.ModelSpec(name=self.model))
-        response = self._call(self._get_status, request)
+        response = self._result(self._get_status.future(request, timeout=self.timeout))
         states = {}
         for entry in sorted(response.model_version_status, key=lambda entry: -entry.version):
             state = wire.ModelVersionStatus.State.Name(entry.state)
@@ -308,14 +286,12 @@ class GaterNetClient:
           UnavailableError: when it does not answer within `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
-        request = self._request("image_bytes", [NO_PICTURE])
         while True:
             remaining = deadline - time.monotonic()
+            seconds = min(self.timeout, max(remaining, POLL_SECONDS))
             try:
-                response = self._call(
-                    self._predict, request, min(self.timeout, max(remaining, POLL_SECONDS))
-                )
-                return response.model_spec.version.value
+                call = self._send("image_bytes", [NO_PICTURE], timeout=seconds)
+                return self._result(call).model_spec.version.value
             except (UnavailableError, UnknownModelError) as error:
                 if remaining <= POLL_SECONDS:
                     raise UnavailableError(
@@ -323,14 +299,15 @@ class GaterNetClient:
                     ) from error
             time.sleep(POLL_SECONDS)
 
-    def _call(self, method, request, timeout=None):
+    def _result(self, call):
+        """Returns the response of a call that no picture can fail."""
         try:
-            return method(request, timeout=timeout or self.timeout)
+            return call.result()
         except grpc.RpcError as error:
             raise self._client_error(error) from error
 
     def _client_error(self, error) -> ClientError:
-        """Returns what a failed call means that no picture is to blame for."""
+        """Returns the error to raise for a failed call."""
         code = error.code()
         if code is grpc.StatusCode.INVALID_ARGUMENT and self.label is not None:
             # What servers answer for an unknown label.

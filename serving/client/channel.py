@@ -1,4 +1,4 @@
-"""The channel to a model server: message sizes, retries, reconnecting, TLS."""
+"""The channel to a model server, TLS, and the errors that its answers become."""
 
 import dataclasses
 import json
@@ -39,6 +39,49 @@ CHANNEL_OPTIONS = {
 LOOPBACK = ("localhost:", "127.", "[::1]:", "unix:")
 
 
+class ClientError(Exception):
+    """A request without an answer; `code` is its gRPC status, or None where there is none."""
+
+    def __init__(self, message: str, code: grpc.StatusCode | None = None):
+        super().__init__(message)
+        self.code = code
+
+
+class UnavailableError(ClientError):
+    """No server answers, or it has no room for the request, or the time is over."""
+
+
+class UnknownModelError(ClientError):
+    """The server has no such model, version or label."""
+
+
+class PictureError(ClientError):
+    """A picture that cannot be read, or that the server refused. It concerns no other picture."""
+
+
+# For a gRPC status: the error to raise, and what can be done about it.
+ERRORS: dict[grpc.StatusCode, tuple[type[ClientError], str]] = {
+    grpc.StatusCode.UNAVAILABLE: (
+        UnavailableError,
+        "start a model server there, or give the address of its gRPC interface "
+        "(--target=HOST:PORT, with --tls if it speaks TLS)",
+    ),
+    grpc.StatusCode.RESOURCE_EXHAUSTED: (
+        UnavailableError,
+        "ask less at once (--in_flight, --batch_size), or later",
+    ),
+    grpc.StatusCode.DEADLINE_EXCEEDED: (
+        UnavailableError,
+        "give it longer (--timeout), or ask less at once (--batch_size)",
+    ),
+    grpc.StatusCode.NOT_FOUND: (
+        UnknownModelError,
+        "check the name, the version and the label (--model, --version, --label)",
+    ),
+}
+REMEDY = "serve what python -m export.main wrote"
+
+
 @dataclasses.dataclass(frozen=True)
 class Tls:
     """Files for TLS, in PEM.
@@ -49,9 +92,6 @@ class Tls:
       cert: the client's own certificate, for servers that ask for one (mutual TLS).
       key: its private key.
       server_name: the name in the server's certificate, if it is not the target's host.
-
-    Raises:
-      ValueError: for a file that is missing or is not PEM, and for a certificate without its key.
     """
 
     ca: str | os.PathLike | None = None
@@ -59,23 +99,24 @@ class Tls:
     key: str | os.PathLike | None = None
     server_name: str | None = None
 
-    def __post_init__(self):
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Returns the credentials of a gRPC channel.
+
+        Raises:
+          ValueError: for a file that is missing or is not PEM, and a certificate without its key.
+        """
         import ssl
 
-        if (self.cert is None) != (self.key is None):
-            raise ValueError(f"a certificate and its key must be given together, got {self}")
         try:
             # gRPC would report a wrong file as a server that cannot be reached.
             context = ssl.create_default_context(cafile=self.ca)
-            if self.cert is not None and self.key is not None:
-                context.load_cert_chain(self.cert, self.key, password="")
+            if self.cert or self.key:
+                context.load_cert_chain(self.cert or "", self.key or "", password="")
         except OSError as error:
             raise ValueError(
-                f"TLS needs PEM files, and a key that fits its certificate, got {self} ({error})"
+                "TLS needs PEM files, and a certificate together with the key that fits it, "
+                f"got {self} ({error})"
             ) from error
-
-    def credentials(self) -> grpc.ChannelCredentials:
-        """Returns the credentials of a gRPC channel."""
         files = (self.ca, self.key, self.cert)
         return grpc.ssl_channel_credentials(
             *(None if file is None else pathlib.Path(file).read_bytes() for file in files)

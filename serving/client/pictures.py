@@ -4,8 +4,7 @@ import io
 import os
 import pathlib
 
-from serving.client.channel import MAX_MESSAGE
-from serving.client.errors import PictureError
+from serving.client.channel import MAX_MESSAGE, PictureError
 
 MAX_PICTURE = MAX_MESSAGE * 3 // 4
 """The largest picture that is sent, in bytes."""
@@ -13,55 +12,48 @@ PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 """Pillow's modes that PNG keeps as they are."""
 
 
-def encode(image) -> bytes:
+def encode(image) -> bytes | PictureError:
     """Returns the encoded picture that is sent for a path, bytes, a PIL image or a uint8 array.
 
     Files and bytes are sent as they are. PIL images and arrays become PNG, and so do BMPs: servers
-    ignore their palettes.
-
-    Raises:
-      PictureError: when it cannot be read, is not a picture or is too large.
+    ignore their palettes. An image that cannot be sent gives the error that answers it.
     """
     if isinstance(image, str | os.PathLike):
         try:
             image = pathlib.Path(image).read_bytes()
         except (OSError, ValueError) as error:
-            raise PictureError(f"cannot be read ({getattr(error, 'strerror', error)})") from error
-    if isinstance(image, bytes | bytearray | memoryview):
-        data = bytes(image)
-        if data.startswith(b"BM"):
-            data = _as_png(data)
-    else:
-        data = _as_png(image)
-    if not 0 < len(data) <= MAX_PICTURE:
-        raise PictureError(f"must have 1 to {MAX_PICTURE:,} bytes, and has {len(data):,}")
-    return data
+            return PictureError(f"cannot be read ({getattr(error, 'strerror', error)})")
+    if not isinstance(image, bytes) or image.startswith(b"BM"):
+        try:
+            image = _as_png(image)
+        # Pillow raises exceptions of many kinds for damaged files.
+        except Exception as error:
+            return PictureError(f"is not a picture that can be sent ({error})")
+    if not 0 < len(image) <= MAX_PICTURE:
+        return PictureError(f"must have 1 to {MAX_PICTURE:,} bytes, and has {len(image):,}")
+    return image
 
 
 def _as_png(image) -> bytes:
     import PIL.Image
 
-    try:
-        if isinstance(image, bytes):
-            picture: PIL.Image.Image = PIL.Image.open(io.BytesIO(image), formats=["BMP"])
-            if picture.mode == "1" and image[28] != 1:
-                # Pillow reads 1 bit a pixel of any BMP with the two colours black and white.
-                raise ValueError(f"a black-and-white BMP of {image[28]} bits a pixel")
-            picture = picture.convert("RGB")
-        elif isinstance(image, PIL.Image.Image):
-            picture = image
-        elif getattr(image, "dtype", None) == "uint8":
-            picture = PIL.Image.fromarray(image[:, :, 0] if image.shape[2:] == (1,) else image)
-        else:
-            kind = getattr(image, "dtype", type(image).__name__)
-            raise ValueError(f"neither a path, bytes, a PIL image nor a uint8 array, but {kind}")
-        if picture.mode not in PNG_MODES:
-            if picture.mode[0] in "IF":
-                raise ValueError(f"Pillow's mode '{picture.mode}'; convert it to 'L' or 'RGB'")
-            picture = picture.convert("RGB")
-        file = io.BytesIO()
-        picture.save(file, "PNG", compress_level=1)
-    # Pillow raises exceptions of many kinds for damaged files.
-    except Exception as error:
-        raise PictureError(f"is not a picture that can be sent ({error})") from error
+    if isinstance(image, bytes):
+        picture: PIL.Image.Image = PIL.Image.open(io.BytesIO(image), formats=["BMP"])
+        if picture.mode == "1" and image[28] != 1:
+            # Pillow reads 1 bit a pixel of any BMP with the two colours black and white.
+            raise ValueError(f"a black-and-white BMP of {image[28]} bits a pixel")
+        picture = picture.convert("RGB")
+    elif isinstance(image, PIL.Image.Image):
+        picture = image
+    elif getattr(image, "dtype", None) == "uint8":
+        picture = PIL.Image.fromarray(image[:, :, 0] if image.shape[2:] == (1,) else image)
+    else:
+        kind = getattr(image, "dtype", type(image).__name__)
+        raise ValueError(f"neither a path, bytes, a PIL image nor a uint8 array, but {kind}")
+    if picture.mode not in PNG_MODES:
+        if picture.mode[0] in "IF":
+            raise ValueError(f"Pillow's mode '{picture.mode}'; convert it to 'L' or 'RGB'")
+        picture = picture.convert("RGB")
+    file = io.BytesIO()
+    picture.save(file, "PNG", compress_level=1)
     return file.getvalue()

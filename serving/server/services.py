@@ -17,10 +17,9 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from serving.server.loading import LoadedVersion, ServingError, invalid
+from serving.server.loading import LoadedVersion, ServingError
 from serving.server.versions import NewestVersion
 
-METADATA_FIELD = "signature_def"
 TYPED_FIELDS = {"float32": "float_val", "int64": "int64_val", "uint8": "int_val"}
 
 
@@ -36,25 +35,20 @@ def _answering(context):
         context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
 
 
-def _not_found(message: str) -> ServingError:
-    return ServingError(grpc.StatusCode.NOT_FOUND, message)
-
-
 def _served_version(model: NewestVersion, spec) -> LoadedVersion:
     """Returns the version that is served, if it is the one that a ModelSpec asks for."""
     loaded = model.loaded
-    if spec.name != model.name:
-        raise _not_found(f"the model served here is '{model.name}', not '{spec.name}'")
     if spec.HasField("version_label"):
         raise ServingError(
             grpc.StatusCode.UNIMPLEMENTED,
             f"the local server has no version labels, and '{spec.version_label}' was asked for: "
             "labels are TensorFlow Serving's",
         )
-    if spec.HasField("version") and spec.version.value != loaded.number:
-        raise _not_found(
-            f"the version of '{model.name}' served here is {loaded.number}, "
-            f"not {spec.version.value}"
+    version = spec.version.value if spec.HasField("version") else loaded.number
+    if (spec.name, version) != (model.name, loaded.number):
+        raise ServingError(
+            grpc.StatusCode.NOT_FOUND,
+            f"only version {loaded.number} of '{model.name}' is served here",
         )
     return loaded
 
@@ -74,8 +68,11 @@ def _to_proto(array: np.ndarray, dtype):
     return proto
 
 
-class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Predict, Classify and GetModelMetadata."""
+class Services(
+    prediction_service_pb2_grpc.PredictionServiceServicer,
+    model_service_pb2_grpc.ModelServiceServicer,
+):
+    """Predict, Classify, GetModelMetadata and GetModelStatus of one model."""
 
     def __init__(self, model: NewestVersion):
         self._model = model
@@ -110,50 +107,28 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         response = get_model_metadata_pb2.GetModelMetadataResponse()
         with _answering(context):
             loaded = _served_version(self._model, request.model_spec)
-            if list(request.metadata_field) != [METADATA_FIELD]:
-                raise invalid(
-                    f"metadata_field must be '{METADATA_FIELD}', got {list(request.metadata_field)}"
-                )
             signatures = get_model_metadata_pb2.SignatureDefMap()
             for name, signature in loaded.signatures.items():
                 signatures.signature_def[name].CopyFrom(signature)
-            response.metadata[METADATA_FIELD].Pack(signatures)
+            response.metadata["signature_def"].Pack(signatures)
             _fill_spec(response.model_spec, self._model, loaded)
         return response
-
-
-class ModelService(model_service_pb2_grpc.ModelServiceServicer):
-    """GetModelStatus."""
-
-    def __init__(self, model: NewestVersion):
-        self._model = model
 
     def GetModelStatus(self, request, context):  # noqa: N802 - the service's name
         """Returns the state of each version, the newest first: the served one and failed ones."""
         response = get_model_status_pb2.GetModelStatusResponse()
+        name = request.model_spec.name
+        if name != self._model.name:
+            context.abort(
+                grpc.StatusCode.NOT_FOUND, f"served here is '{self._model.name}', not '{name}'"
+            )
         status = get_model_status_pb2.ModelVersionStatus
-        spec = request.model_spec
-        with _answering(context):
-            if spec.name != self._model.name:
-                raise _not_found(
-                    f"the model served here is '{self._model.name}', not '{spec.name}'"
-                )
-            versions = [
-                status(
-                    version=number,
-                    state=status.END,
-                    status={"error_code": error.code.value[0], "error_message": str(error)},
-                )
-                for number, error in self._model.failed.copy().items()
-            ]
-            number = self._model.loaded.number
-            versions.append(status(version=number, state=status.AVAILABLE, status={}))
-            if spec.HasField("version"):
-                versions = [entry for entry in versions if entry.version == spec.version.value]
-                if not versions:
-                    raise _not_found(f"'{spec.name}' has no version {spec.version.value} here")
-            versions.sort(key=lambda entry: -entry.version)
-            response.model_version_status.extend(versions)
+        states = {number: (status.END, text) for number, text in self._model.failed.copy().items()}
+        states[self._model.loaded.number] = (status.AVAILABLE, "")
+        for number, (state, text) in sorted(states.items(), reverse=True):
+            entry = response.model_version_status.add(version=number, state=state)
+            entry.status.error_code = grpc.StatusCode.UNKNOWN.value[0] if text else 0
+            entry.status.error_message = text
         return response
 
 
@@ -179,10 +154,9 @@ def start_server(model: NewestVersion, address: str, port: int) -> tuple[grpc.Se
             ("grpc.so_reuseport", 0),
         ],
     )
-    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-        PredictionService(model), server
-    )
-    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(model), server)
+    services = Services(model)
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(services, server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(services, server)
     health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
     try:
         port = server.add_insecure_port(f"{address}:{port}")

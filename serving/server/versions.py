@@ -2,7 +2,7 @@
 
 import pathlib
 
-from serving.server.loading import LoadedVersion, ServingError
+from serving.server.loading import LoadedVersion
 
 
 class NewestVersion:
@@ -16,7 +16,7 @@ class NewestVersion:
 
     Attributes:
       loaded: the version that is served.
-      failed: the error of each version that could not be loaded, by its number.
+      failed: why a version could not be loaded, by its number.
 
     Raises:
       ValueError: if there is no version, or the newest cannot be loaded.
@@ -27,7 +27,7 @@ class NewestVersion:
     def __init__(self, name: str, base_path: pathlib.Path):
         self.name = name
         self.base_path = base_path
-        self.failed: dict[int, ServingError] = {}
+        self.failed: dict[int, str] = {}
         self._number = 0
         self.poll()
 
@@ -54,7 +54,7 @@ class NewestVersion:
             return
         try:
             self.loaded = LoadedVersion(versions[newest], newest)
-        except ServingError as error:
-            self.failed[newest] = error
-            raise ValueError(f"'{versions[newest]}' cannot be loaded: {error}") from error
+        except ValueError as error:
+            self.failed[newest] = str(error)
+            raise
         self._number = newest

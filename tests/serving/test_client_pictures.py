@@ -30,8 +30,7 @@ def saved(image, suffix):
 def test_files_and_bytes_are_sent_as_they_are(suffix, tmp_path):
     data = saved(Image.fromarray(RANDOM.integers(0, 255, [5, 4, 3], np.uint8)), suffix)
     (tmp_path / "picture").write_bytes(data)
-    forms = (tmp_path / "picture", str(tmp_path / "picture"), data, bytearray(data))
-    assert {encode(form) for form in forms} == {data}
+    assert encode(tmp_path / "picture") == encode(data) == data
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
@@ -75,8 +74,6 @@ def test_exif_orientation_is_ignored():
         ("nul\0.png", "null byte"),
         (42, "but int"),
         (np.zeros([2, 2], np.float32), "but float32"),
-        (np.zeros([2, 2, 2, 3], np.uint8), "not a picture"),
-        (Image.new("F", (2, 2)), "mode 'F'"),
         (Image.new("I", (2, 2)), "mode 'I'"),
         (b"BM not a bitmap", "not a picture"),
         # Pillow would read other pixels.
@@ -84,5 +81,6 @@ def test_exif_orientation_is_ignored():
     ],
 )
 def test_what_cannot_be_sent_is_an_error_of_the_picture(image, words):
-    with pytest.raises(PictureError, match=words):
-        encode(image)
+    answer = encode(image)
+    assert isinstance(answer, PictureError)
+    assert words in str(answer)

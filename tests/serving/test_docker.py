@@ -1,6 +1,5 @@
 """serving/docker: the files are valid, and agree with each other and with the documentation."""
 
-import concurrent.futures
 import http.server
 import json
 import re
@@ -10,10 +9,12 @@ import threading
 
 import grpc
 import pytest
+from fake_servers import FakeModel, grpc_server
 from google.protobuf import text_format
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from helpers import ROOT
 from tensorflow_serving.config import model_server_config_pb2
+
+from serving.client import GaterNetClient, Tls, UnavailableError
 
 yaml = pytest.importorskip("yaml")
 
@@ -149,25 +150,17 @@ def test_test_certificates_require_one_of_the_client(tmp_path):
         json.loads(settings[name]).encode() for name in ("server_key", "server_cert", "custom_ca")
     )
     assert settings["client_verify"] == "true"
-    server = grpc.server(concurrent.futures.ThreadPoolExecutor(1))
-    health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
-    port = server.add_secure_port(
-        "localhost:0", grpc.ssl_server_credentials([(key, chain)], authority, True)
-    )
-    server.start()
-    pem = [(tls / name).read_bytes() for name in ("ca.pem", "client.key", "client.pem")]
-    for credentials, code in [(pem, None), (pem[:1], grpc.StatusCode.UNAVAILABLE)]:
-        channel = grpc.secure_channel(
-            f"localhost:{port}",
-            grpc.ssl_channel_credentials(*credentials),
-            [("grpc.enable_http_proxy", 0)],
-        )
-        with channel:
-            call = health_pb2_grpc.HealthStub(channel).Check.future(
-                health_pb2.HealthCheckRequest(), timeout=60
-            )
-            assert getattr(call.exception(), "code", lambda: None)() == code
-    server.stop(None)
+    credentials = grpc.ssl_server_credentials([(key, chain)], authority, True)
+    own = {"cert": tls / "client.pem", "key": tls / "client.key"}
+    with grpc_server(FakeModel(), credentials=credentials) as target:
+        target = target.replace("127.0.0.1", "localhost")
+        with GaterNetClient(target, "fake", tls=Tls(tls / "ca.pem", **own)) as client:
+            assert client.wait_ready() == 1
+        with (
+            GaterNetClient(target, "fake", tls=Tls(tls / "ca.pem")) as client,
+            pytest.raises(UnavailableError),
+        ):
+            client.status()
 
 
 def test_the_documentation_names_files_that_exist():

@@ -3,11 +3,9 @@
 import itertools
 import json
 
-import grpc
 import pytest
 from fake_servers import FakeModel, RefusedError, grpc_server, picture
 
-from serving.client import ClientError
 from serving.loadtest import main, run_load, summarize
 
 
@@ -67,16 +65,7 @@ def test_no_request_begins_after_the_duration(monkeypatch):
     assert report["answered"] == 3
 
 
-def test_a_report_without_answers():
-    def ask():
-        raise ClientError("", grpc.StatusCode.UNAVAILABLE)
-
-    report = run_load(ask, callers=2, duration=1000, requests=5)
-    assert (report["answered"], report["latency_ms"]) == (0, {})
-    assert report["errors"] == {"UNAVAILABLE": 5}
-
-
 def test_percentiles_are_of_the_values():
     summary = summarize([*range(100, 0, -1)])
     assert summary == {"p50": 50, "p90": 90, "p99": 99, "mean": 50.5, "max": 100}
-    assert summarize([7])["p99"] == 7
+    assert summarize([]) == {}

@@ -15,16 +15,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from helpers import ROOT, help_without_tensorflow, run_module, running
+from helpers import ROOT, help_without_tensorflow, running
 from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
     model_service_pb2_grpc,
-    prediction_log_pb2,
     prediction_service_pb2_grpc,
 )
-from toy_models import predict_request, warm_up_log, write_toy, write_warm_up
+from toy_models import predict_request, write_toy, write_warm_up
 
 from serving.server.services import start_server
 from serving.server.versions import NewestVersion
@@ -145,7 +144,6 @@ def test_metadata_lists_the_signatures(server):
         answer = stubs.prediction.GetModelMetadata(request, timeout=DEADLINE)
     answer.metadata["signature_def"].Unpack(signatures)
     assert {"serving_default", "image_bytes", "classify", "gates"} <= set(signatures.signature_def)
-    assert signatures.signature_def["image_bytes"].inputs["image_bytes"].dtype == 7  # DT_STRING
     assert answer.model_spec.version.value == 1
 
 
@@ -155,40 +153,28 @@ def test_status_and_health(toy):
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_a_version_may_be_named_and_outputs_filtered(toy):
-    response = toy.predict(predict_request({"x": X}, ["y"], version=1), timeout=DEADLINE)
-    assert arrays(response).keys() == {"y"}
-    np.testing.assert_array_equal(arrays(response)["y"], X + 1)
+def test_a_version_may_be_named_and_no_rows_be_given(toy):
+    for x in (X, X[:0]):
+        response = toy.predict(predict_request({"x": x}, version=1), timeout=DEADLINE)
+        np.testing.assert_array_equal(arrays(response)["y"], x + 1)
 
 
 def test_messages_above_64_mib_pass(toy):
     many = np.ones((2**23 + 1, 2), np.float32)
-    answer = arrays(toy.predict(predict_request({"x": many}, ["rows"]), timeout=DEADLINE))
+    answer = arrays(toy.predict(predict_request({"x": many}), timeout=DEADLINE))
     assert answer["rows"].tolist() == [len(many)]
-
-
-def test_no_rows_in_none_out(toy):
-    answer = arrays(toy.predict(predict_request({"x": X[:0]}), timeout=DEADLINE))
-    assert answer["y"].shape == (0, 2)
-
-
-SHORT = tf.make_tensor_proto(X)
-SHORT.tensor_content = SHORT.tensor_content[:-1]
 
 
 @pytest.mark.parametrize(
     ("request_", "code", "text"),
     [
-        (predict_request({"x": X}, model="no"), "NOT_FOUND", "is 'toy', not 'no'"),
-        (predict_request({"x": X}, version=9), "NOT_FOUND", "is 1, not 9"),
+        (predict_request({"x": X}, model="no"), "NOT_FOUND", "only version 1 of 'toy' is"),
+        (predict_request({"x": X}, version=9), "NOT_FOUND", "only version 1 of 'toy' is"),
         (predict_request({"x": X}, label="stable"), "UNIMPLEMENTED", "are TensorFlow Serving's"),
         (predict_request({"x": X}, signature="no"), "FAILED_PRECONDITION", "got 'no'"),
         (predict_request({}), "INVALID_ARGUMENT", "must be ['x'], got []"),
-        (predict_request({"x": X, "q": X}), "INVALID_ARGUMENT", "must be ['x'], got ['q', 'x']"),
         (predict_request({"x": X.astype(int)}), "INVALID_ARGUMENT", "must be float32, got int64"),
         (predict_request({"x": X[:, :1]}), "INVALID_ARGUMENT", "Cannot feed value of shape (2, 1)"),
-        (predict_request({"x": SHORT}), "INVALID_ARGUMENT", "'x' is no whole tensor"),
-        (predict_request({"x": X}, ["no"]), "INVALID_ARGUMENT", "not ['no']"),
         (classify_request([b"x"], "toy", "wait"), "INVALID_ARGUMENT", "got 'wait'"),
     ],
 )
@@ -208,20 +194,8 @@ def test_a_broken_picture_is_refused_in_the_words_of_the_decoder(server):
     assert "\n" not in error.value.details()
 
 
-def without_graph(version):
-    (version / "saved_model.pb").unlink()
-
-
 def damaged_graph(version):
     (version / "saved_model.pb").write_bytes(b"damaged")
-
-
-def other_tag(version):
-    shutil.rmtree(version)
-    builder = tf.compat.v1.saved_model.Builder(str(version))
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        builder.add_meta_graph_and_variables(session, ["serve", "gpu"])
-        builder.save()
 
 
 def cut_variables(version):
@@ -229,22 +203,12 @@ def cut_variables(version):
 
 
 def failing_warm_up(version):
-    write_warm_up(version, [warm_up_log({"x": X}), warm_up_log({"x": X[:, :1]})])
+    write_warm_up(version, [predict_request({"x": X}), predict_request({"x": X[:, :1]})])
 
 
 def cut_warm_up(version):
-    write_warm_up(version, [warm_up_log({"x": X})])
+    write_warm_up(version, [predict_request({"x": X})])
     os.truncate(version / "assets.extra" / "tf_serving_warmup_requests", 50)
-
-
-def too_long_warm_up(version):
-    write_warm_up(version, [warm_up_log({"x": X[:1]})] * 1001)
-
-
-def regression_warm_up(version):
-    log = prediction_log_pb2.PredictionLog()
-    log.regress_log.request.model_spec.name = "toy"
-    write_warm_up(version, [log])
 
 
 def saved_by_keras(version):
@@ -252,21 +216,17 @@ def saved_by_keras(version):
     shutil.rmtree(version)
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     tf.saved_model.save(model, str(version))
-    write_warm_up(version, [warm_up_log({"inputs": X})])
+    write_warm_up(version, [predict_request({"inputs": X})])
 
 
 @pytest.mark.parametrize(
     ("damage", "text"),
     [
-        (without_graph, "SavedModel file does not exist"),
         (damaged_graph, "Cannot parse file"),
-        (other_tag, "MetaGraphDef associated with tags 'serve' could not be found"),
         (cut_variables, "Read less bytes than requested"),
-        (failing_warm_up, "its warm-up file fails: Cannot feed value of shape"),
+        (failing_warm_up, "record 2 of its warm-up file fails: Cannot feed value of shape"),
         (cut_warm_up, "truncated record"),
-        (too_long_warm_up, "its warm-up file fails: it must have 1000 records at most"),
-        (regression_warm_up, "its warm-up file fails: record 1 must be a Predict or Classify"),
-        (saved_by_keras, "its warm-up file fails: Could not find variable"),
+        (saved_by_keras, "record 1 of its warm-up file fails: Could not find variable"),
     ],
 )
 def test_a_version_that_tensorflow_serving_refuses_is_refused(tmp_path, damage, text):
@@ -368,12 +328,11 @@ def test_the_command_swaps_under_load_and_finishes_requests_on_sigterm(tmp_path)
         assert (process.returncode, out) == (0, "server stopped\n")
 
 
-def test_a_start_without_a_version_ends_with_one_sentence(tmp_path):
-    done = run_module("serving.server", "--port=0", "--model_base_path=nowhere", cwd=tmp_path)
+def test_a_start_without_a_version_ends_with_one_sentence(call):
+    done = call("serving.server.__main__", "--port=0", "--model_base_path=nowhere")
     assert done.status == 1
-    (line,) = [line for line in done.err.splitlines() if line.startswith("serving.server")]
+    (line,) = done.err.splitlines()
     assert "with a version such as 'nowhere/1' in it, and 'nowhere' has none" in line
-    assert "Traceback" not in done.err
 
 
 def test_a_port_that_is_taken_is_refused(tmp_path):
