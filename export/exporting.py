@@ -157,7 +157,7 @@ def compare_with_trained(
     if "gates" in trained:
         changed = np.sum((exported["gates"] > 0) != (trained["gates"] > 0), axis=1)
     largest = difference[changed == 0].max(initial=0)
-    if optimize != "specialize" and largest > TOLERANCE:
+    if optimize != "specialize" and not largest <= TOLERANCE:
         raise UserError(
             "the exported network must answer as the trained one, and its probabilities differ by "
             f"up to {largest:.2g}; export with --optimize=none"
