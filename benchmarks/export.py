@@ -1,10 +1,10 @@
-"""Times exports as a model server runs them: python -m benchmarks.export --backbone=resnet56
+"""Times exports of a run as a model server runs them: python -m benchmarks.export --workdir=RUN
 
-Prints a table: Keras' own graph, ours as trained, folded, specialized if a run is given, and the
-plain backbone, folded; each at several batch sizes and two thread settings, and with the extra
-[bench] OpenVINO on the same weights. For each thread setting one process loads the exports into
-TensorFlow's v1 Session, where they take turns, so that a noisy machine is noisy for all of them;
-OpenVINO runs after them.
+Prints a table: Keras' own graph, ours as trained, folded, specialized, and the plain backbone,
+folded; each at several batch sizes and two thread settings, and with the extra [bench] OpenVINO on
+the same weights. For each thread setting one process loads the exports into TensorFlow's v1
+Session, where they take turns, so that a noisy machine is noisy for all of them; OpenVINO runs
+after them.
 """
 
 import os
@@ -14,15 +14,12 @@ import sys
 import tempfile
 import time
 import unittest.mock
-from typing import Any
 
 from absl import app, flags, logging
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("backbone", "resnet56", "Network with random weights.")
-flags.DEFINE_string("gater", "resnet20", "Network that gates it.")
-flags.DEFINE_string("workdir", None, "A finished run to take instead; adds specialized exports.")
+flags.DEFINE_string("workdir", None, "Directory of a finished run.", required=True)
 flags.DEFINE_string("data_dir", None, "TFDS directory with the run's dataset.")
 flags.DEFINE_multi_integer("batch", [1, 8, 32], "Batch sizes.", lower_bound=1)
 flags.DEFINE_integer("rounds", 30, "Timed calls of each.", lower_bound=2)
@@ -41,29 +38,36 @@ def main(argv):
     import numpy as np
 
     from export.session import Request, run_requests
+    from export.signatures import write_saved_model
     from gaternet_tf.errors import UserError
+    from gaternet_tf.runs import open_run
 
+    try:
+        run = open_run(FLAGS.workdir)
+        networks, pictures = networks_of(run)
+    except UserError as error:
+        print(f"benchmarks.export: error: {error}", file=sys.stderr)
+        return 1
+    images = [np.resize(pictures, (n, *run.preprocessing.shape)) for n in FLAGS.batch]
     with tempfile.TemporaryDirectory() as scratch:
-        try:
-            networks, exports, pictures = write_exports(pathlib.Path(scratch))
-        except UserError as error:
-            print(f"benchmarks.export: error: {error}", file=sys.stderr)
-            return 1
-        images = {n: np.resize(pictures, (n, *pictures.shape[1:])) for n in FLAGS.batch}
+        versions = [pathlib.Path(scratch) / str(number) for number in range(len(networks))]
+        for network, version in zip(networks.values(), versions, strict=True):
+            write_saved_model(network, run.preprocessing, run.labels, str(version))
         requests = [
-            Request(directory, "serving_default", {"images": images[n]})
-            for n in FLAGS.batch
-            for directory in exports.values()
+            Request(version, "serving_default", {"images": batch})
+            for version in versions
+            for batch in images
         ]
         print("| threads | export | " + " | ".join(f"batch {n}, ms" for n in FLAGS.batch) + " |")
         print("|---|---|" + "---|" * len(FLAGS.batch))
         for title, (intra, inter) in THREADS.items():
-            answers = run_requests(requests, WARM_UP, FLAGS.rounds, (intra, inter))
-            for row, name in enumerate(exports):
-                cells = [quartiles(answer.seconds) for answer in answers[row :: len(exports)]]
-                print(f"| {title} | {name} | " + " | ".join(cells) + " |", flush=True)
-            if row := openvino_row(networks["folded"], images, intra):
-                print(f"| {title} | OpenVINO, folded | {row} |", flush=True)
+            answers = iter(run_requests(requests, WARM_UP, FLAGS.rounds, (intra, inter)))
+            rows = {name: [next(answers).seconds for _ in images] for name in networks}
+            if times := time_openvino(networks["folded"], images, intra):
+                rows["OpenVINO, folded"] = times
+            for name, times in rows.items():
+                cells = [quartiles(seconds) for seconds in times]
+                print(f"| {title} | {name} | {' | '.join(cells)} |", flush=True)
     return 0
 
 
@@ -73,60 +77,43 @@ def quartiles(seconds) -> str:
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
-def write_exports(directory: pathlib.Path) -> tuple[dict, dict[str, pathlib.Path], Any]:
-    """Returns networks by name, their exports by the same names, and pictures to time them on.
+def networks_of(run) -> tuple[dict, list]:
+    """Returns the networks to compare, by name, and test pictures to time them on.
 
-    With a run these are test pictures, since on noise settled gates may be others.
+    They are no noise, on which settled gates could be others.
     """
-    import numpy as np
-    import tensorflow as tf
-
     from export.frozen import FrozenNetwork
-    from export.signatures import write_saved_model
     from export.specializing import MODES, SpecializedNetwork, calibrate
-    from gaternet_tf import build_gaternet
-    from gaternet_tf.data import Preprocessing, evaluation_batches
+    from gaternet_tf import build_gaternet, gate_map
+    from gaternet_tf.data import evaluation_batches
     from gaternet_tf.evaluation import dataset_with_classes
-    from gaternet_tf.models import gate_map
-    from gaternet_tf.runs import open_run
 
-    if FLAGS.workdir:
-        run = open_run(FLAGS.workdir)
-        model, preprocessing, labels = run.load_model(), run.preprocessing, run.labels
-        backbone, width = run.config["backbone"], run.config["width"]
-    else:
-        preprocessing = Preprocessing(32, 32, 3, (0.5,) * 3, (0.25,) * 3)
-        labels = [str(number) for number in range(10)]
-        model = build_gaternet(FLAGS.backbone, FLAGS.gater, preprocessing.shape, len(labels))
-        backbone, width = FLAGS.backbone, 16
-    noise = np.random.default_rng(0).integers(0, 256, (max(FLAGS.batch), *preprocessing.shape))
-    pictures = noise.astype(np.uint8)
-    plain = build_gaternet(backbone, "none", preprocessing.shape, len(labels), width=width)
+    model = run.load_model()
     keras_own = with_keras_batch_normalization(model)
-    networks: dict[str, Any] = {
+    plain = build_gaternet(
+        run.config["backbone"],
+        "none",
+        run.preprocessing.shape,
+        len(run.labels),
+        width=run.config["width"],
+    )
+    networks = {
         "Keras' own": lambda images: keras_own(images, training=False),
         "as trained": lambda images: model(images, training=False),
         "folded": FrozenNetwork(model),
         "plain backbone, folded": FrozenNetwork(plain),
     }
-    if FLAGS.workdir:
-        recorded = run.document["dataset"]
-        data = dataset_with_classes(
-            run.labels, run.config, recorded, None, FLAGS.data_dir, download=False
-        )
-        batches = evaluation_batches(data, preprocessing, 250, data.train_split)
-        test = data.examples(data.test_split).take(max(FLAGS.batch))
-        pictures = np.stack([preprocessing.fit(image) for image, _ in test])
+    recorded = run.document["dataset"]
+    data = dataset_with_classes(
+        run.labels, run.config, recorded, None, FLAGS.data_dir, download=False
+    )
+    if len(gate_map(model)):
+        batches = evaluation_batches(data, run.preprocessing, 250, data.train_split)
         calibration = calibrate(model, batches)
-        for mode in MODES if len(gate_map(model)) else ():
+        for mode in MODES:
             networks[f"specialized, {mode}"] = SpecializedNetwork(model, calibration, mode)
-    exports = {}
-    images = tf.TensorSpec((None, *preprocessing.shape), tf.float32, name="images")
-    for number, name in enumerate(networks):
-        networks[name] = tf.function(networks[name], input_signature=[images])
-        exports[name] = directory / str(number)
-        write_saved_model(networks[name], preprocessing, labels, str(exports[name]))
-    return networks, exports, pictures
+    examples = data.examples(data.test_split).take(max(FLAGS.batch))
+    return networks, [run.preprocessing.fit(image) for image, _ in examples]
 
 
 def with_keras_batch_normalization(model):
@@ -146,38 +133,37 @@ def with_keras_batch_normalization(model):
     return copy
 
 
-def openvino_row(network, images, threads):
-    """Returns the cells of OpenVINO's row as text; None where it is not installed.
+def time_openvino(network, images, threads) -> list[list[float]]:
+    """Returns the seconds of each call by batch of images; nothing where it is not installed.
 
     OpenVINO runs the network alone, without the operations before and after it.
     """
     try:
         import openvino
     except ImportError:
-        return None
+        return []
     import numpy as np
     import tensorflow as tf
 
     module = tf.Module()
-    module.network = network
+    module.network = tf.function(
+        network, input_signature=[tf.TensorSpec((None, *images[0].shape[1:]), name="images")]
+    )
     with tempfile.TemporaryDirectory() as scratch:
-        tf.saved_model.save(module, scratch, signatures=network)
+        tf.saved_model.save(module, scratch, signatures=module.network)
         converted = openvino.convert_model(scratch)
     settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
     settings["INFERENCE_PRECISION_HINT"] = "f32"
-    compiled = openvino.Core().compile_model(converted, "CPU", settings)
-    request = compiled.create_infer_request()
-    cells = []
-    for batch in images.values():
-        seconds = []
-        floats = batch.astype(np.float32) / 255
-        for number in range(WARM_UP + FLAGS.rounds):
+    request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
+    times: list[list[float]] = []
+    for batch in images:
+        floats = [batch.astype(np.float32) / 255]
+        times.append([])
+        for _ in range(WARM_UP + FLAGS.rounds):
             started = time.perf_counter()
-            request.infer([floats])
-            if number >= WARM_UP:
-                seconds.append(time.perf_counter() - started)
-        cells.append(quartiles(seconds))
-    return " | ".join(cells)
+            request.infer(floats)
+            times[-1].append(time.perf_counter() - started)
+    return [seconds[WARM_UP:] for seconds in times]
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from export.publish import (
 )
 from export.session import Request, run_requests
 from export.signatures import write_saved_model
-from export.specializing import MODES, SpecializedNetwork, agreement, calibrate
+from export.specializing import SpecializedNetwork, agreement, calibrate
 from export.verification import problems_of
 from export.warmup import warmup_pictures, write_warmup
 from gaternet_tf.data import evaluation_batches
@@ -31,7 +31,6 @@ from gaternet_tf.manifest import write_manifest
 from gaternet_tf.models import gate_map
 from gaternet_tf.runs import RunDirectory, open_run
 
-OPTIMIZE = ("auto", "none", "fold", "specialize")
 BATCH = 250
 TIMED_BATCHES = (1, 32)
 TIMED_ROUNDS = 15
@@ -53,11 +52,6 @@ class ExportConfig:
     warmup_images: str | None = None
     keep: int | None = None
 
-    def __post_init__(self):
-        for name, choices in {"optimize": OPTIMIZE, "specialize_mode": MODES}.items():
-            if (value := getattr(self, name)) not in choices:
-                raise UserError(f"--{name} must be one of {', '.join(choices)}, got '{value}'")
-
 
 def export_run(config: ExportConfig) -> pathlib.Path:
     """Exports the run in `config.workdir` to `config.output_dir/VERSION`, verified.
@@ -74,16 +68,15 @@ def export_run(config: ExportConfig) -> pathlib.Path:
     base = pathlib.Path(os.path.abspath(config.output_dir))
     require_model_directory(base)
     choose_version(base, config.version)
-    pictures = warmup_pictures(run, config.warmup_images)
+    pictures, images = warmup_pictures(run, config.warmup_images)
     model = run.load_model()
-    require_finite(model)
     network, record = build_network(model, run, config)
-    record["compared"] = compare_with_trained(model, network, run, pictures, record["optimize"])
+    record["compared"] = compare_with_trained(model, network, run, images, record["optimize"])
     with staging_directory(base) as directory:
         write_saved_model(network, run.preprocessing, run.labels, str(directory))
-        write_warmup(directory, pictures, run.preprocessing, base.name)
+        write_warmup(directory, pictures, images, base.name)
         if report := record.get("specialized"):
-            report["milliseconds"] = compare_times(directory, model, run, pictures)
+            report["milliseconds"] = compare_times(directory, model, run, images)
             print(describe(report), flush=True)
         write_manifest(directory, run, model, base.name, record)
         if problems := problems_of(directory):
@@ -103,24 +96,22 @@ def build_network(
     """Returns the network to export, and a JSON-ready record of how it was made."""
     optimize = config.optimize
     half = {layer.compute_dtype for layer in model.layers} - {"float32"}
-    if optimize == "auto":
-        optimize = "none" if half else "fold"
-        if half:
-            print(f"exported as trained, in {half.pop()}: folding would compute in float32")
+    if half and optimize == "auto":
+        print(f"exported as trained, in {half.pop()}: folding would compute in float32")
+        optimize = "none"
     if optimize == "none":
-        network = shared(lambda images: model(images, training=False), run)
-        return network, {"optimize": "none"}
-    if optimize == "fold":
-        return shared(FrozenNetwork(model), run), {"optimize": "fold"}
+        return lambda images: model(images, training=False), {"optimize": "none"}
+    if half:
+        raise UserError(
+            f"--optimize={optimize} computes in float32, and the run was trained in {half.pop()}; "
+            "give --optimize=none to export it as it was evaluated"
+        )
+    if optimize != "specialize":
+        return FrozenNetwork(model), {"optimize": "fold"}
     if not gate_map(model):
         raise UserError(
             "--optimize=specialize leaves out gates that never change, and the run in "
             f"'{run.path}' has none; give --optimize=fold"
-        )
-    if half:
-        raise UserError(
-            "--optimize=specialize computes in float32, and the run was trained in "
-            f"{half.pop()}; export it with --optimize=none"
         )
     data = dataset_with_classes(
         run.labels, run.config, run.document["dataset"], None, config.data_dir, download=False
@@ -139,17 +130,11 @@ def build_network(
         "held_out_split": data.test_split,
         **agreement(model, network, held_out),
     }
-    return shared(network, run), {"optimize": "specialize", "specialized": report}
-
-
-def shared(network: Callable, run: RunDirectory) -> tf.function:
-    """Returns one function for all signatures, so that its constants are stored once."""
-    shape = (None, *run.preprocessing.shape)
-    return tf.function(network, input_signature=[tf.TensorSpec(shape, tf.float32)])
+    return network, {"optimize": "specialize", "specialized": report}
 
 
 def compare_with_trained(
-    model: keras.Model, network: Callable, run: RunDirectory, pictures: list[bytes], optimize: str
+    model: keras.Model, network: Callable, run: RunDirectory, images: np.ndarray, optimize: str
 ) -> dict:
     """Compares the network's answers for the warm-up pictures with the trained model's.
 
@@ -161,9 +146,8 @@ def compare_with_trained(
       UserError: when probabilities of a picture with the same gates differ by more than 1e-4,
         unless gates were settled.
     """
-    decoded = [run.preprocessing.decode(tf.constant(picture)) for picture in pictures]
-    images = run.preprocessing.normalize(tf.stack(decoded))
-    exported, trained = network(images), model(images, training=False)
+    normalized = run.preprocessing.normalize(images)
+    exported, trained = network(normalized), model(normalized, training=False)
     probabilities = [
         tf.nn.softmax(tf.cast(each["logits"], tf.float32)).numpy() for each in (exported, trained)
     ]
@@ -172,11 +156,11 @@ def compare_with_trained(
     changed = np.zeros(len(images), np.int64)
     if "gates" in trained:
         changed = np.sum((exported["gates"] > 0) != (trained["gates"] > 0), axis=1)
-    same = difference[changed == 0]
-    if optimize != "specialize" and same.size and same.max() > TOLERANCE:
+    largest = difference[changed == 0].max(initial=0)
+    if optimize != "specialize" and not largest <= TOLERANCE:
         raise UserError(
-            f"the exported network must answer as the trained one, and its probabilities differ by "
-            f"up to {same.max():.2g}; export with --optimize=none"
+            "the exported network must answer as the trained one, and its probabilities differ by "
+            f"up to {largest:.2g}; export with --optimize=none"
         )
     return {
         "pictures": len(images),
@@ -186,27 +170,29 @@ def compare_with_trained(
 
 
 def compare_times(
-    directory: pathlib.Path, model: keras.Model, run: RunDirectory, pictures: list[bytes]
+    directory: pathlib.Path, model: keras.Model, run: RunDirectory, images: np.ndarray
 ) -> dict:
     """Returns median milliseconds of a call by batch size, `specialized` and `folded`.
 
     Both take turns in one process; compare their ratio, the times are this machine's.
     """
-    images = np.stack([run.preprocessing.decode(tf.constant(picture)) for picture in pictures])
-    with tempfile.TemporaryDirectory() as scratch:
-        network = shared(FrozenNetwork(model), run)
-        write_saved_model(network, run.preprocessing, run.labels, scratch)
-        versions = {"specialized": directory, "folded": pathlib.Path(scratch)}
-        cases = [(name, size) for name in versions for size in TIMED_BATCHES]
-        requests = []
-        for name, size in cases:
-            batch = np.resize(images, (size, *run.preprocessing.shape))
-            requests.append(Request(versions[name], "serving_default", {"images": batch}))
-        answers = run_requests(requests, warm_up=3, rounds=TIMED_ROUNDS)
-    times: dict[str, dict[str, float]] = {name: {} for name in versions}
-    for (name, size), answer in zip(cases, answers, strict=True):
-        times[name][str(size)] = round(1000 * statistics.median(answer.seconds), 3)
-    return times
+    with tempfile.TemporaryDirectory() as folded:
+        write_saved_model(FrozenNetwork(model), run.preprocessing, run.labels, folded)
+        versions = {"specialized": directory, "folded": pathlib.Path(folded)}
+        requests = [
+            Request(
+                version, "serving_default", {"images": np.resize(images, (n, *images[0].shape))}
+            )
+            for version in versions.values()
+            for n in TIMED_BATCHES
+        ]
+        answers = iter(run_requests(requests, warm_up=3, rounds=TIMED_ROUNDS))
+    return {
+        name: {
+            str(n): round(1000 * statistics.median(next(answers).seconds), 3) for n in TIMED_BATCHES
+        }
+        for name in versions
+    }
 
 
 def describe(report: dict) -> str:
@@ -234,14 +220,3 @@ def describe(report: dict) -> str:
         f"{report['images_with_a_settled_gate_changed']} change a gate that was settled, "
         f"{report['images_with_another_prediction']} get another prediction{fallback}"
     )
-
-
-def require_finite(model: keras.Model) -> None:
-    """Raises `UserError` naming the first weight that is not finite: such a run has diverged."""
-    for variable in model.variables:
-        value = np.asarray(variable)
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise UserError(
-                f"the weights of an exported run must be finite, and {variable.path} is not; "
-                "train again with a lower --learning_rate"
-            )

@@ -7,113 +7,90 @@ arranges the constant weights in memory once, and a network some of whose gates 
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Mapping
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from gaternet_tf.errors import UserError
-from gaternet_tf.layers import GatedConv2D, GateSplit, SemHash, SqueezeExcite
+from gaternet_tf.layers import GatedConv2D, GateSplit, SqueezeExcite
 
 
 @dataclasses.dataclass(frozen=True)
 class Settled:
-    """Filters whose gates are settled, by the name of the gated layer.
+    """What is computed of a convolution some of whose gates are settled.
 
-    `kept` holds the channels of a layer that are computed, `on` whether each of them is ever on
-    (the others become filters of zeros), `free` whether each still has its gate. A layer without an
-    entry is computed in full.
+    Attributes:
+      channels: int64, the filters that are computed.
+      on: bool, which of these are ever on; the others become filters of zeros.
+      free: bool, which of these keep their gate.
+      reader: name of the convolution that reads the output; None for the last one of a residual
+        unit, whose output is added to the shortcut.
     """
 
-    kept: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    on: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    free: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass
-class Channels:
-    """Some channels of an activation; the others are zero, and without a value all are."""
-
-    value: tf.Tensor | None
-    kept: np.ndarray
-    total: int
+    channels: np.ndarray
+    on: np.ndarray
+    free: np.ndarray
+    reader: str | None
 
 
 class FrozenNetwork:
-    """Evaluates tensors of a functional GaterNet model, with its weights as constants.
-
-    The graph gets only what a wanted tensor depends on, so a network with given gates does not
-    evaluate its gater, and a residual unit without filters does not evaluate its branch.
+    """Computes a functional GaterNet model in float32, with its weights as constants.
 
     Args:
       model: a trained model of `build_gaternet`.
-      settled: filters and gates to leave out.
-
-    Raises:
-      UserError: for a layer of an unknown type, or a model that computes in half precision.
+      settled: what to leave out, by the name of the gated convolution; the others stay whole.
     """
 
-    def __init__(self, model: keras.Model, settled: Settled | None = None):
+    def __init__(self, model: keras.Model, settled: Mapping[str, Settled] | None = None):
         self.model = model
-        self.settled = settled or Settled()
-        self.layer_of = {}
+        self.settled = settled or {}
+        self.layer_of = {
+            output: layer for layer in model.layers for output in keras.tree.flatten(layer.output)
+        }
         # Read before any graph is built, which would otherwise capture the variables.
         self.weights = {layer.name: _weights(layer) for layer in model.layers}
-        for layer in model.layers:
-            if _handler(layer) is None:
-                raise UserError(
-                    f"--optimize=fold supports the layers of build_gaternet, and '{layer.name}' is "
-                    f"a {type(layer).__name__}; give --optimize=none"
-                )
-            if layer.compute_dtype != "float32":
-                raise UserError(
-                    f"--optimize=fold computes in float32, and '{layer.name}' was trained in "
-                    f"{layer.compute_dtype}; give --optimize=none to export it as it was evaluated"
-                )
-            for output in _as_list(layer.output):
-                self.layer_of[id(output)] = layer
-
-    def evaluate(self, wanted: dict, given: list) -> dict:
-        """Evaluates symbolic tensors of the model.
-
-        Args:
-          wanted: symbolic tensors by name.
-          given: pairs of a symbolic tensor and its value.
-
-        Returns:
-          Values by name.
-        """
-        values = {id(symbol): value for symbol, value in given}
-
-        def value_of(symbol):
-            if id(symbol) not in values:
-                layer = self.layer_of[id(symbol)]
-                kept = self.settled.kept.get(layer.name)
-                if kept is not None and not len(kept):
-                    outputs = Channels(None, kept, layer.filters)
-                else:
-                    inputs = [value_of(each) for each in _as_list(layer.input)]
-                    outputs = _handler(layer)(self, layer, *inputs)
-                for output, value in zip(_as_list(layer.output), _as_list(outputs), strict=True):
-                    values[id(output)] = value
-            return values[id(symbol)]
-
-        return {name: value_of(symbol) for name, symbol in wanted.items()}
+        for name, part in self.settled.items():
+            kernel, bias = self.weights[name]
+            kernel, bias = kernel[..., part.channels] * part.on, bias[part.channels] * part.on
+            self.weights[name] = [kernel, bias]
+            if part.reader:
+                kernel, bias = self.weights[part.reader]
+                self.weights[part.reader] = [kernel[:, :, part.channels], bias]
 
     @tf.autograph.experimental.do_not_convert
     def __call__(self, images) -> dict:
         """Maps float32 [batch, height, width, channels], normalised, to the model's outputs."""
-        return self.evaluate(self.model.output, [(self.model.input, images)])
+        outputs = {}
+        if "gates" in self.model.output:
+            outputs["gates"] = self.evaluate(self.model.output["gates"], images)
+        logits = self.evaluate(self.model.output["logits"], images, outputs.get("gates"))
+        return {**outputs, "logits": logits}
 
+    def evaluate(self, symbol: keras.KerasTensor, images, gates=None):
+        """Returns the value of a symbolic tensor of the model.
 
-def _handler(layer):
-    """Returns the function that computes a layer of this class or of a base class, else None."""
-    return next((HANDLERS[cls] for cls in type(layer).__mro__ if cls in HANDLERS), None)
+        The graph gets only what the value depends on: with given gates no gater, and not the branch
+        of a residual unit without filters.
+        """
+        values = {self.model.input: images}
+        if gates is not None:
+            values[self.model.output["gates"]] = gates
 
+        def value_of(symbol):
+            if symbol not in values:
+                layer = self.layer_of[symbol]
+                part = self.settled.get(layer.name)
+                if part and not len(part.channels):
+                    values[symbol] = None
+                else:
+                    inputs = [value_of(each) for each in keras.tree.flatten(layer.input)]
+                    outputs = keras.tree.flatten(_compute(layer, self, *inputs))
+                    values.update(zip(keras.tree.flatten(layer.output), outputs, strict=True))
+            return values[symbol]
 
-def _as_list(value):
-    return list(value) if isinstance(value, list | tuple) else [value]
+        return value_of(symbol)
 
 
 def _weights(layer) -> list[np.ndarray]:
@@ -135,84 +112,67 @@ def _affine(weights, epsilon):
     return scale, beta - mean * scale
 
 
-def _convolution(network, layer, inputs, gates=None):
-    settled = network.settled
+@functools.singledispatch
+def _compute(layer, network, *inputs):
+    """Returns a layer's outputs in inference; this is for layers without weights."""
+    return layer(*inputs)
+
+
+@_compute.register(GatedConv2D)
+def _convolution(layer, network, inputs, gates=None):
     kernel, bias = network.weights[layer.name]
-    if isinstance(inputs, Channels):
-        if inputs.value is None:
-            raise ValueError(f"the inputs of {layer.name} are all left out")
-        kernel, inputs = kernel[:, :, inputs.kept], inputs.value
-    kept = settled.kept.get(layer.name)
-    partial = kept is not None and len(kept) < layer.filters
-    if kept is not None:
-        on = settled.on[layer.name]
-        kernel, bias = kernel[..., kept] * on, bias[kept] * on
     strides = layer.strides
     if strides > 1:
         pad = layer.kernel_size // 2
         inputs = tf.pad(inputs, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     outputs = tf.nn.conv2d(inputs, kernel, strides, "VALID" if strides > 1 else "SAME")
     outputs = layer.activation(tf.nn.bias_add(outputs, bias))
-    free = settled.free.get(layer.name, np.ones(1, bool))
-    if gates is not None and free.any():
-        gates = tf.gather(gates, kept, axis=3) if partial else gates
-        if not free.all():
-            # Settled gates become 1: their filters are always on, or zeros.
-            gates = tf.maximum(gates, tf.constant(~free, tf.float32))
-        outputs *= gates
-    return Channels(outputs, kept, layer.filters) if partial else outputs
+    part = network.settled.get(layer.name)
+    if gates is None or (part and not part.free.any()):
+        return outputs
+    if part and len(part.channels) < layer.filters:
+        gates = tf.gather(gates, part.channels, axis=3)
+    if part and not part.free.all():
+        # Settled gates become 1: their filters are always on, or zeros.
+        gates = tf.maximum(gates, tf.constant(~part.free, tf.float32))
+    return outputs * gates
 
 
-def _add(network, layer, residual, shortcut):
-    if not isinstance(residual, Channels):
-        return residual + shortcut
-    if residual.value is None:
+@_compute.register(keras.layers.Add)
+def _add(layer, network, residual, shortcut):
+    if residual is None:
         return shortcut
+    if residual.shape[-1] == shortcut.shape[-1]:
+        return residual + shortcut
     # Scatters the channels to their places; in TensorFlow a 1x1 convolution is fastest.
-    spread = np.zeros((1, 1, len(residual.kept), residual.total), np.float32)
-    spread[0, 0, np.arange(len(residual.kept)), residual.kept] = 1.0
-    return tf.nn.conv2d(residual.value, spread, 1, "SAME") + shortcut
+    channels = network.settled[network.layer_of[layer.input[0]].name].channels
+    spread = np.zeros((1, 1, len(channels), shortcut.shape[-1]), np.float32)
+    spread[0, 0, np.arange(len(channels)), channels] = 1.0
+    return tf.nn.conv2d(residual, spread, 1, "SAME") + shortcut
 
 
-def _dense(network, layer, inputs):
-    if layer.activation is not keras.activations.linear:
-        raise UserError(
-            f"--optimize=fold supports dense layers without an activation, and '{layer.name}' has "
-            f"{keras.activations.serialize(layer.activation)}; give --optimize=none"
-        )
+@_compute.register(keras.layers.Dense)
+def _dense(layer, network, inputs):
     kernel, bias = network.weights[layer.name]
-    return tf.nn.bias_add(tf.matmul(inputs, kernel), bias)
+    return layer.activation(tf.nn.bias_add(tf.matmul(inputs, kernel), bias))
 
 
-def _normalization(network, layer, inputs):
+@_compute.register(keras.layers.BatchNormalization)
+def _normalization(layer, network, inputs):
     scale, offset = network.weights[layer.name]
     return inputs * scale + offset
 
 
-def _squeeze_excite(network, layer, inputs):
+@_compute.register(SqueezeExcite)
+def _squeeze_excite(layer, network, inputs):
     kernel, bias, excite_kernel, excite_bias = network.weights[layer.name]
     hidden = tf.nn.relu(tf.nn.bias_add(tf.matmul(tf.reduce_mean(inputs, (1, 2)), kernel), bias))
     scale = tf.sigmoid(tf.nn.bias_add(tf.matmul(hidden, excite_kernel), excite_bias))
     return inputs * scale[:, None, None, :]
 
 
-def _split(network, layer, gates):
+@_compute.register(GateSplit)
+def _split(layer, network, gates):
     # Reshaped once for all layers, to multiply channels.
     sizes = [segment["channels"] for segment in layer.segments]
     return tf.split(gates[:, None, None, :], sizes, axis=3)
-
-
-HANDLERS: dict[type, Callable] = {
-    keras.layers.InputLayer: lambda network, layer: None,
-    GatedConv2D: _convolution,
-    GateSplit: _split,
-    SemHash: lambda network, layer, inputs: tf.cast(inputs > 0, tf.float32),
-    SqueezeExcite: _squeeze_excite,
-    keras.layers.Dense: _dense,
-    keras.layers.BatchNormalization: _normalization,
-    keras.layers.Add: _add,
-    keras.layers.ReLU: lambda network, layer, inputs: tf.nn.relu(inputs),
-    keras.layers.GlobalAveragePooling2D: lambda network, layer, inputs: tf.reduce_mean(
-        inputs, (1, 2)
-    ),
-}

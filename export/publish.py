@@ -7,6 +7,7 @@ import re
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 
 from gaternet_tf.errors import UserError
@@ -80,33 +81,29 @@ def require_model_directory(base: pathlib.Path) -> None:
 def staging_directory(base: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a new directory for a version, which `publish` publishes; else it is removed.
 
-    It lies in `base`, hence in the same file system, under a name that servers ignore. What
-    exports that were killed left there is removed after a day.
+    It lies in `base`, hence in the same file system, under a name that servers ignore. What is
+    written meanwhile can be read by every user. What exports that were killed left there is removed
+    after a day.
     """
-    missing = [path for path in (base, *base.parents) if not path.exists()]
-    base.mkdir(parents=True, exist_ok=True)
-    for path in missing:
-        path.chmod(0o755)
-    for path in base.glob(f"{STAGING}*"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > STALE:
-                shutil.rmtree(path)
-    directory = pathlib.Path(tempfile.mkdtemp(prefix=STAGING, dir=base))
+    umask = os.umask(0o022)
+    directory = base / f"{STAGING}{uuid.uuid4().hex}"
     try:
+        directory.mkdir(parents=True)
+        for path in base.glob(f"{STAGING}*"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > STALE:
+                    shutil.rmtree(path)
         yield directory
     finally:
+        os.umask(umask)
         shutil.rmtree(directory, ignore_errors=True)
-        for path in missing:
-            # Only those that are empty.
-            with contextlib.suppress(OSError):
-                path.rmdir()
 
 
 def publish(directory: pathlib.Path, base: pathlib.Path, version: int | None) -> int:
     """Makes a staging directory a version of `base`, and returns the version's number.
 
-    The files become readable by every user and are on disk before one rename shows them to
-    servers. Other exports may publish at the same time.
+    The files are on disk before one rename shows them to servers. Other exports may publish at the
+    same time.
 
     Args:
       directory: what `staging_directory(base)` yielded, filled.
@@ -116,12 +113,8 @@ def publish(directory: pathlib.Path, base: pathlib.Path, version: int | None) ->
     Raises:
       UserError: for a `version` that is no longer above the highest.
     """
-    for root, _, files in os.walk(directory):
-        os.chmod(root, 0o755)
-        for name in files:
-            os.chmod(os.path.join(root, name), 0o644)
-            _sync(os.path.join(root, name))
-        _sync(root)
+    for path in (*directory.rglob("*"), directory):
+        _sync(path)
     while True:
         number = choose_version(base, version)
         try:
@@ -143,9 +136,12 @@ def remove_old_versions(base: pathlib.Path, newest: int, keep: int) -> list[int]
     Returns:
       The numbers removed.
     """
-    older = [
-        number for number in existing_versions(base) if number < newest and _is_export(base, number)
-    ]
+    older = []
+    for number in existing_versions(base):
+        with contextlib.suppress(UserError):
+            read_manifest(base / str(number))
+            older.append(number)
+    older = [number for number in older if number < newest]
     removed = older[: max(0, len(older) + 1 - keep)]
     for number in removed:
         # Out of servers' sight first, so that they never see half a version.
@@ -153,13 +149,6 @@ def remove_old_versions(base: pathlib.Path, newest: int, keep: int) -> list[int]
         os.rename(base / str(number), hidden)
         shutil.rmtree(hidden)
     return removed
-
-
-def _is_export(base, number):
-    try:
-        return bool(read_manifest(base / str(number)))
-    except UserError:
-        return False
 
 
 def _sync(path):

@@ -7,21 +7,16 @@ process imports none of the project's code, so an export that needed any would f
 """
 
 import dataclasses
-import functools
 import pathlib
 import pickle
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-
-TIMEOUT = 600
-"""Seconds that the process may take."""
 
 
 @dataclasses.dataclass
@@ -57,87 +52,71 @@ def run_requests(
       threads: sizes of the intra-op and the inter-op thread pool; 0 is TensorFlow's choice.
 
     Raises:
-      RuntimeError: when a version cannot be loaded, or the process fails or takes ten minutes.
+      RuntimeError: when a version cannot be loaded, or the process fails.
     """
     calls = [(str(each.directory), each.signature, dict(each.inputs)) for each in requests]
-    with tempfile.TemporaryDirectory() as scratch:
-        file = pathlib.Path(scratch) / "job"
-        file.write_bytes(pickle.dumps((calls, warm_up, rounds, threads)))
-        try:
-            # -P: the modules beside this file must not be taken for others of the same name.
-            done = subprocess.run(
-                [sys.executable, "-P", __file__, str(file)],
-                capture_output=True,
-                text=True,
-                timeout=TIMEOUT,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise RuntimeError(f"no answer within {TIMEOUT} s") from error
-        if done.returncode:
-            raise RuntimeError(f"exit status {done.returncode}: {done.stderr[-500:]}")
-        answers = pickle.loads(file.read_bytes())
-    if isinstance(answers, str):
-        raise RuntimeError(answers)
-    return [Answer(*answer) for answer in answers]
+    # -P: the modules beside this file must not be taken for others of the same name.
+    done = subprocess.run(
+        [sys.executable, "-P", __file__],
+        input=pickle.dumps((calls, warm_up, rounds, threads)),
+        capture_output=True,
+    )
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").splitlines()
+        raise RuntimeError(lines[-1] if lines else f"exit status {done.returncode}")
+    return [Answer(*answer) for answer in pickle.loads(done.stdout)]
 
 
-def main(file: pathlib.Path) -> None:
-    """Runs the job in a file and replaces the file with the answers, or the loading error."""
-    calls, warm_up, rounds, threads = pickle.loads(file.read_bytes())
+def main() -> None:
+    """Runs the calls that standard input holds, and writes their answers to standard output."""
+    calls, warm_up, rounds, threads = pickle.load(sys.stdin.buffer)
     try:
-        directories = {directory for directory, _, _ in calls}
-        versions = {directory: _Version(directory, threads) for directory in directories}
+        loaded = {path: _load(path, *threads) for path in {path for path, _, _ in calls}}
     except (OSError, ValueError, RuntimeError, tf.errors.OpError) as error:
-        file.write_bytes(pickle.dumps(_text(error)))
-        return
-    answers = []
-    timed = []
-    for directory, signature, inputs in calls:
-        run = functools.partial(versions[directory].run, signature, inputs)
-        seconds: list[float] = []
+        sys.exit(_text(error))
+    answers: list[tuple] = []
+    for path, signature, inputs in calls:
         try:
-            answers.append((run(), "", seconds))
-            timed.append((run, seconds))
+            answers.append((_run(loaded[path], signature, inputs), "", []))
         except (ValueError, TypeError, tf.errors.OpError) as error:
-            answers.append(({}, _text(error), seconds))
+            answers.append(({}, _text(error), []))
     for number in range(warm_up + rounds):
-        for run, seconds in timed:
+        for (path, signature, inputs), (_, _, seconds) in zip(calls, answers, strict=True):
             started = time.perf_counter()
-            run()
+            _run(loaded[path], signature, inputs)
             if number >= warm_up:
                 seconds.append(time.perf_counter() - started)
-    file.write_bytes(pickle.dumps(answers))
+    sys.stdout.buffer.write(pickle.dumps(answers))
 
 
-class _Version:
-    """A version loaded into a session of its own."""
+def _load(path, intra, inter):
+    """Loads a version; returns its session and its signatures."""
+    # On the CPU: another process may have taken all of a GPU's memory.
+    config = tf.compat.v1.ConfigProto(
+        device_count={"GPU": 0},
+        intra_op_parallelism_threads=intra,
+        inter_op_parallelism_threads=inter,
+    )
+    session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
+    with session.graph.as_default():
+        loaded = tf.compat.v1.saved_model.load(session, ["serve"], path)
+    return session, loaded.signature_def
 
-    def __init__(self, directory, threads):
-        intra, inter = threads
-        # On the CPU: another process may have taken all of a GPU's memory.
-        config = tf.compat.v1.ConfigProto(
-            device_count={"GPU": 0},
-            intra_op_parallelism_threads=intra,
-            inter_op_parallelism_threads=inter,
-        )
-        self.session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
-        with self.session.graph.as_default():
-            loaded = tf.compat.v1.saved_model.load(self.session, ["serve"], directory)
-        self.signatures = loaded.signature_def
 
-    def run(self, name, inputs):
-        """Runs a signature; like a server, it does not convert the inputs' types."""
-        if name not in self.signatures:
-            raise ValueError(f"there is no signature '{name}'")
-        signature = self.signatures[name]
-        required = {key: tf.as_dtype(info.dtype).name for key, info in signature.inputs.items()}
-        types = {key: tf.as_dtype(value.dtype).name for key, value in inputs.items()}
-        if types != required:
-            raise ValueError(f"the inputs must be {required}, not {types}")
-        return self.session.run(
-            {key: info.name for key, info in signature.outputs.items()},
-            {info.name: inputs[key] for key, info in signature.inputs.items()},
-        )
+def _run(version, name, inputs):
+    """Runs a signature; like a server, it does not convert the inputs' types."""
+    session, signatures = version
+    if name not in signatures:
+        raise ValueError(f"there is no signature '{name}'")
+    signature = signatures[name]
+    required = {key: tf.as_dtype(info.dtype).name for key, info in signature.inputs.items()}
+    types = {key: tf.as_dtype(value.dtype).name for key, value in inputs.items()}
+    if types != required:
+        raise ValueError(f"the inputs must be {required}, not {types}")
+    return session.run(
+        {key: info.name for key, info in signature.outputs.items()},
+        {info.name: inputs[key] for key, info in signature.inputs.items()},
+    )
 
 
 def _text(error):
@@ -145,4 +124,4 @@ def _text(error):
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]))
+    main()

@@ -31,6 +31,8 @@ def write_saved_model(
     """
     archive = keras.export.ExportArchive()
     images = tf.TensorSpec((None, *preprocessing.shape), tf.uint8, name="images")
+    # One function for all signatures, so that its constants are stored once.
+    network = tf.function(network, input_signature=[tf.TensorSpec(images.shape, tf.float32)])
     label_table = tf.constant(labels)
 
     def predict(pictures, present=None):
@@ -55,7 +57,14 @@ def write_saved_model(
         return answer, {**answer, "gates": gates}
 
     def predict_encoded(encoded):
-        return predict(_decode_all(encoded, preprocessing), tf.strings.length(encoded) > 0)
+        present = tf.strings.length(encoded) > 0
+        blank = tf.zeros(preprocessing.shape, tf.uint8)
+        pictures = tf.map_fn(
+            lambda each: tf.cond(each[1], lambda: preprocessing.decode(each[0]), lambda: blank),
+            (encoded, present),
+            fn_output_signature=tf.TensorSpec(preprocessing.shape, tf.uint8),
+        )
+        return predict(pictures, present)
 
     def classify(inputs):
         spec = {IMAGE_FEATURE: tf.io.FixedLenFeature([], tf.string, default_value=NO_FEATURE)}
@@ -83,27 +92,7 @@ def write_saved_model(
         "gates_bytes", lambda image_bytes: predict_encoded(image_bytes)[1], [encoded]
     )
     archive.write_out(directory, verbose=False)
-    _set_classify_method(directory)
-
-
-def _decode_all(encoded, preprocessing):
-    """Decodes pictures of any size and format, string [batch], to uint8 [batch, h, w, c]."""
-    blank = tf.zeros(preprocessing.shape, tf.uint8)
-
-    def decode(item):
-        return tf.cond(
-            tf.strings.length(item) > 0, lambda: preprocessing.decode(item), lambda: blank
-        )
-
-    return tf.map_fn(
-        decode,
-        encoded,
-        fn_output_signature=tf.TensorSpec(preprocessing.shape, tf.uint8),
-    )
-
-
-def _set_classify_method(directory):
-    """Sets the method name that the Classify RPC requires; TensorFlow 2 writes only "predict"."""
+    # The Classify RPC requires its own method name, and TensorFlow 2 writes only "predict".
     constants = tf.compat.v1.saved_model.signature_constants
     updater = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(directory)
     updater.replace_method_name("classify", constants.CLASSIFY_METHOD_NAME, tags=["serve"])

@@ -14,7 +14,6 @@ import tensorflow as tf
 
 from export.frozen import FrozenNetwork, Settled
 from gaternet_tf.evaluation import count_gates
-from gaternet_tf.layers import GateSplit, SemHash
 from gaternet_tf.macs import layer_macs
 from gaternet_tf.models import gate_map
 
@@ -41,33 +40,34 @@ def calibrate(model: keras.Model, batches) -> Calibration:
     return Calibration(on_for == images, on_for == 0, images)
 
 
-def settle(model: keras.Model, calibration: Calibration) -> Settled:
-    """Returns the filters of each gated layer that are computed, and which keep their gate.
+def settle(model: keras.Model, calibration: Calibration) -> dict[str, Settled]:
+    """Returns what is computed of each gated convolution, by name.
 
     Before a sum with the shortcut the remaining channels are scattered to their places again; a
-    layer stays whole, with filters of zeros, where that costs more than it saves. A convolution
-    whose output another convolution reads keeps at least one filter.
+    convolution stays whole, with filters of zeros, where that costs more than it saves. One whose
+    output another convolution reads keeps at least one filter.
     """
-    kept, on, free = {}, {}, {}
-    start = 0
     segments = gate_map(model).segments
-    last = {(segment.stage, segment.unit): segment.convolution for segment in segments}
-    for segment in segments:
-        part = slice(start, start + segment.channels)
-        start += segment.channels
-        channels = np.flatnonzero(~calibration.always_off[part])
-        is_free = calibration.free[part]
-        ever_on = ~calibration.always_off[part]
-        if segment.convolution != last[segment.stage, segment.unit]:
+    names = {segment.name for segment in segments}
+    ends = np.cumsum([segment.channels for segment in segments])[:-1]
+    settled = {}
+    for segment, off, free in zip(
+        segments,
+        np.split(calibration.always_off, ends),
+        np.split(calibration.free, ends),
+        strict=True,
+    ):
+        channels = np.flatnonzero(~off)
+        following = dataclasses.replace(segment, convolution=segment.convolution + 1).name
+        reader = following if following in names else None
+        if reader:
             channels = channels if len(channels) else np.array([0])
         elif len(channels):
             *inputs, filters = model.get_layer(segment.name).convolution.kernel.shape
             if (filters - len(channels)) * math.prod(inputs) <= len(channels) * filters:
                 channels = np.arange(filters)
-        kept[segment.name] = channels
-        on[segment.name] = ever_on[channels].astype(np.float32)
-        free[segment.name] = is_free[channels]
-    return Settled(kept, on, free)
+        settled[segment.name] = Settled(channels, ~off[channels], free[channels], reader)
+    return settled
 
 
 class SpecializedNetwork:
@@ -83,109 +83,84 @@ class SpecializedNetwork:
         self.model = model
         self.calibration = calibration
         self.mode = mode
-        self.full = FrozenNetwork(model)
         self.settled = settle(model, calibration)
+        self.full = FrozenNetwork(model)
         self.short = FrozenNetwork(model, self.settled)
-        (split,) = (layer for layer in model.layers if isinstance(layer, GateSplit))
-        (semhash,) = (layer for layer in model.layers if isinstance(layer, SemHash))
-        self.gates_symbol = split.input
-        self.head = next(layer for layer in model.layers if layer.output is semhash.input)
 
     @tf.autograph.experimental.do_not_convert
     def __call__(self, images) -> dict:
         """Maps normalised images, float32 [batch, height, width, channels], to logits and gates."""
-        if self.mode == "exact":
-            return self._exact(images)
-        gates = self._calibrated_gates(images)
-        return {"logits": self._logits(self.short, images, gates), "gates": gates}
-
-    def _logits(self, network, images, gates):
-        wanted = {"logits": self.model.output["logits"]}
-        given = [(self.model.input, images), (self.gates_symbol, gates)]
-        return network.evaluate(wanted, given)["logits"]
-
-    def _exact(self, images):
-        wanted = {"gates": self.gates_symbol}
-        gates = self.full.evaluate(wanted, [(self.model.input, images)])["gates"]
-        places = np.flatnonzero(~self.calibration.free)
-        expected = self.calibration.always_on[places].astype(np.float32)
-        agree = tf.reduce_all(tf.gather(gates, places, axis=1) == expected)
+        gates = self._gates(images)
+        if self.mode == "calibrated":
+            return {"logits": self._logits(images, gates), "gates": gates}
+        settled = np.flatnonzero(~self.calibration.free)
+        expected = self.calibration.always_on[settled].astype(np.float32)
         logits = tf.cond(
-            agree,
-            lambda: self._logits(self.short, images, gates),
-            lambda: self._logits(self.full, images, gates),
+            tf.reduce_all(tf.gather(gates, settled, axis=1) == expected),
+            lambda: self._logits(images, gates),
+            lambda: self.full.evaluate(self.model.output["logits"], images, gates),
         )
         return {"logits": logits, "gates": gates}
 
-    def _calibrated_gates(self, images):
-        """Returns all gates, of which FC2 computes only those that are not settled."""
+    def _logits(self, images, gates):
+        """Returns the logits of images whose settled gates agree, or are taken to."""
+        return self.short.evaluate(self.model.output["logits"], images, gates)
+
+    def _gates(self, images):
+        """Returns all gates; in calibrated mode FC2 computes only those that are not settled."""
+        if self.mode == "exact":
+            return self.full.evaluate(self.model.output["gates"], images)
         free = np.flatnonzero(self.calibration.free)
         batch = tf.shape(images)[0]
-        if not len(free):
-            constants = self.calibration.always_on[None, :].astype(np.float32)
-            return tf.tile(constants, [batch, 1])
-        kernel, bias = self.full.weights[self.head.name]
-        wanted = {"inputs": self.head.input}
-        inputs = self.full.evaluate(wanted, [(self.model.input, images)])["inputs"]
-        chosen = tf.nn.bias_add(tf.matmul(inputs, kernel[:, free]), bias[free])
-        chosen = tf.cast(chosen > 0, tf.float32)
+        chosen = tf.zeros([batch, 0])
+        if len(free):
+            head = self.model.get_layer("gater_fc2")
+            kernel, bias = self.full.weights[head.name]
+            inputs = self.full.evaluate(head.input, images)
+            outputs = tf.nn.bias_add(tf.matmul(inputs, kernel[:, free]), bias[free])
+            chosen = tf.cast(outputs > 0, tf.float32)
         # Each gate's index in [*chosen, off, on].
         places = np.where(self.calibration.always_on, len(free) + 1, len(free))
         places[free] = np.arange(len(free))
         ends = tf.tile(tf.constant([[0.0, 1.0]]), [batch, 1])
         return tf.gather(tf.concat([chosen, ends], axis=1), places, axis=1)
 
-    def macs(self) -> int:
-        """Returns the multiply-accumulates of an image whose settled gates agree.
-
-        Counted as in `gaternet_tf.macs`, with the 1x1 convolutions that scatter channels.
-        """
-        by_layer = dict(layer_macs(self.model))
-        calibration, kept = self.calibration, self.settled.kept
-        if self.mode == "calibrated":
-            free = int(calibration.free.sum())
-            by_layer[self.head.name] = by_layer[self.head.name] * free // len(calibration.free)
-            if not free:
-                by_layer = {k: v for k, v in by_layer.items() if not k.startswith("gater_")}
-        for name, channels in kept.items():
-            layer = self.model.get_layer(name)
-            before = by_layer[name]
-            by_layer[name] = before * len(channels) // layer.filters
-            unit, _, number = name.rpartition("_conv")
-            followed = f"{unit}_conv{int(number) + 1}"
-            if followed in by_layer:
-                by_layer[followed] = by_layer[followed] * len(channels) // layer.filters
-            elif not len(channels):
-                for other in [each for each in by_layer if each.startswith(f"{unit}_conv")]:
-                    by_layer[other] = 0
-            elif len(channels) < layer.filters:
-                _, height, width, _ = layer.output.shape
-                by_layer[f"{name}_spread"] = height * width * len(channels) * layer.filters
-        return sum(by_layer.values())
-
     def report(self) -> dict:
-        """Returns what was settled and what that saves, JSON-ready."""
-        calibration, kept = self.calibration, self.settled.kept
-        gates = len(calibration.free)
-        segments = gate_map(self.model).segments
-        removed_units = sum(
-            1
-            for segment in segments
-            if f"{segment.name[:-1]}{segment.convolution + 1}" not in kept
-            and not len(kept[segment.name])
-        )
+        """Returns what was settled and what that saves, JSON-ready.
+
+        `macs_after` are the multiply-accumulates of an image whose settled gates agree, with the
+        1x1 convolutions that scatter channels.
+        """
+        calibration, settled = self.calibration, self.settled
+        filters = sum(len(part.channels) for part in settled.values())
+        removed = [name for name, part in settled.items() if not len(part.channels)]
         return {
             "mode": self.mode,
             "calibration_images": calibration.images,
-            "gates": gates,
+            "gates": len(calibration.free),
             "gates_settled_on": int(calibration.always_on.sum()),
             "gates_settled_off": int(calibration.always_off.sum()),
             "gates_free": int(calibration.free.sum()),
-            "filters_removed": sum(s.channels - len(kept[s.name]) for s in segments),
-            "units_removed": removed_units,
+            "filters_removed": len(calibration.free) - filters,
+            "units_removed": len(removed),
             "macs_before": sum(layer_macs(self.model).values()),
-            "macs_after": self.macs(),
+            "macs_after": count_macs(
+                lambda images: self._logits(images, self._gates(images)), self.model.input.shape
+            ),
         }
+
+
+def count_macs(function, shape) -> int:
+    """Returns the multiply-accumulates of one image in the convolutions and products of a graph."""
+    traced = tf.function(function, autograph=False)
+    graph = traced.get_concrete_function(tf.TensorSpec(shape, tf.float32)).graph
+    macs = 0
+    for operation in graph.get_operations():
+        if operation.type in ("Conv2D", "MatMul"):
+            # [batch, height, width, channels] or [batch, channels]
+            positions = operation.outputs[0].shape[1:-1]
+            macs += math.prod(positions) * math.prod(operation.inputs[1].shape)
+    return macs
 
 
 def agreement(model: keras.Model, network: SpecializedNetwork, batches) -> dict:
@@ -203,32 +178,27 @@ def agreement(model: keras.Model, network: SpecializedNetwork, batches) -> dict:
       `batches_in_full`: those with a changed settled gate, for which the exact network evaluates
       the full one.
     """
-    calibration = network.calibration
-    settled = np.flatnonzero(~calibration.free)
-    expected = calibration.always_on[settled]
+    settled = np.flatnonzero(~network.calibration.free)
+    expected = network.calibration.always_on[settled]
 
     @tf.function(reduce_retracing=True)
     def compare(images):
         full, short = model(images, training=False), network(images)
-        same_gates = tf.reduce_all((full["gates"] > 0) == (short["gates"] > 0), axis=1)
-        classes = [tf.argmax(each["logits"], axis=1) for each in (full, short)]
         changed = (tf.gather(full["gates"], settled, axis=1) > 0) != expected
-        return same_gates, classes[0] == classes[1], tf.reduce_any(changed, axis=1)
+        gates = (full["gates"] > 0) != (short["gates"] > 0)
+        classes = [tf.argmax(each["logits"], axis=1) for each in (full, short)]
+        any_changed, any_gate = (tf.reduce_any(each, axis=1) for each in (changed, gates))
+        return tf.stack([any_changed, any_gate, classes[0] != classes[1]])
 
-    sizes, gates, predictions, changes, in_full = [], 0, 0, 0, 0
-    for batch, _ in batches:
-        same_gates, same_class, changed = (part.numpy() for part in compare(batch))
-        sizes.append(len(same_gates))
-        gates += int(np.sum(~same_gates))
-        predictions += int(np.sum(~same_class))
-        changes += int(changed.sum())
-        in_full += bool(changed.any())
+    # bool [3, images] each
+    parts = [compare(images).numpy() for images, _ in batches]
+    changed, gates, predictions = np.concatenate(parts, axis=1).sum(axis=1).tolist()
     return {
-        "held_out_images": sum(sizes),
-        "images_with_a_settled_gate_changed": changes,
+        "held_out_images": sum(part.shape[1] for part in parts),
+        "images_with_a_settled_gate_changed": changed,
         "images_with_another_gate": gates,
         "images_with_another_prediction": predictions,
-        "batch_size": max(sizes),
-        "batches": len(sizes),
-        "batches_in_full": in_full,
+        "batch_size": max(part.shape[1] for part in parts),
+        "batches": len(parts),
+        "batches_in_full": sum(bool(part[0].any()) for part in parts),
     }

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
-from google.protobuf.message import DecodeError
-from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from export.session import Answer, Request, run_requests
 from export.warmup import read_warmup
@@ -24,11 +23,7 @@ WITH_GATES = {**PREDICTION, "gates": tf.uint8}
 CONTRACT = {
     "serving_default": ("predict", {"images": tf.uint8}, PREDICTION),
     "image_bytes": ("predict", {"image_bytes": tf.string}, PREDICTION),
-    "classify": (
-        "classify",
-        {"inputs": tf.string},
-        {"classes": tf.string, "scores": tf.float32},
-    ),
+    "classify": ("classify", {"inputs": tf.string}, {"classes": tf.string, "scores": tf.float32}),
     "gates": ("predict", {"images": tf.uint8}, WITH_GATES),
     "gates_bytes": ("predict", {"image_bytes": tf.string}, WITH_GATES),
 }
@@ -46,12 +41,11 @@ def problems_of(version_dir: pathlib.Path) -> list[str]:
     """
     try:
         manifest = read_manifest(version_dir)
-        problems = _changed_files(checksums(version_dir), manifest["sha256"])
-        if problems:
-            return problems
-        graph = read_meta_graph(version_dir)
-    except (UserError, ValueError) as error:
+    except UserError as error:
         return [str(error)]
+    if problems := list(_changed_files(checksums(version_dir), manifest["sha256"])):
+        return problems
+    graph = read_meta_graph(version_dir)
     if problems := [*_broken_contract(graph, manifest), *_unfit_operations(graph)]:
         return problems
     records = read_warmup(version_dir)
@@ -64,51 +58,36 @@ def problems_of(version_dir: pathlib.Path) -> list[str]:
     return list(_wrong_answers(records, answers, manifest))
 
 
-def read_meta_graph(version_dir: pathlib.Path):
-    """Reads the graph that a server loads: the one with exactly the tag {serve}.
-
-    Raises:
-      ValueError: when saved_model.pb has no such graph.
-    """
-    try:
-        saved = saved_model_pb2.SavedModel.FromString((version_dir / "saved_model.pb").read_bytes())
-    except (DecodeError, OSError) as error:
-        raise ValueError(f"saved_model.pb cannot be read ({error})") from error
-    tags = [set(graph.meta_info_def.tags) for graph in saved.meta_graphs]
-    if {"serve"} not in tags:
-        raise ValueError(f"saved_model.pb has no graph tagged exactly {{serve}}, but {tags}")
-    return saved.meta_graphs[tags.index({"serve"})]
+def read_meta_graph(version_dir: pathlib.Path) -> meta_graph_pb2.MetaGraphDef:
+    """Reads the graph of a version, with its signatures."""
+    content = (version_dir / "saved_model.pb").read_bytes()
+    return saved_model_pb2.SavedModel.FromString(content).meta_graphs[0]
 
 
-def _changed_files(present, recorded):
-    problems = [f"{name} is missing" for name in sorted(recorded.keys() - present.keys())]
-    problems += [
-        f"{name} is not in the manifest" for name in sorted(present.keys() - recorded.keys())
-    ]
-    for name in sorted(present.keys() & recorded.keys()):
-        if present[name] != recorded[name]:
-            problems.append(f"{name} was changed: its checksum is not the manifest's")
-    return problems
+def _changed_files(present, recorded) -> Iterator[str]:
+    """Yields files whose checksums differ from the manifest's."""
+    for name in sorted(present.keys() | recorded.keys()):
+        if name not in present:
+            yield f"{name} is missing"
+        elif name not in recorded:
+            yield f"{name} is not in the manifest"
+        elif present[name] != recorded[name]:
+            yield f"{name} was changed: its checksum is not the manifest's"
 
 
 def _broken_contract(graph, manifest) -> Iterator[str]:
     """Yields differences from the signatures that every export has."""
-    signatures = {
-        name: signature
-        for name, signature in graph.signature_def.items()
-        if not name.startswith("__saved_model")
-    }
-    if set(signatures) != set(CONTRACT):
-        yield f"the signatures must be {sorted(CONTRACT)}, and are {sorted(signatures)}"
+    present = {name for name in graph.signature_def if not name.startswith("__saved_model")}
+    if present != set(CONTRACT):
+        yield f"the signatures must be {sorted(CONTRACT)}, and are {sorted(present)}"
         return
-    preprocessing = manifest["preprocessing"]
-    image = [preprocessing[side] for side in ("height", "width", "channels")]
+    image = [manifest["preprocessing"][side] for side in ("height", "width", "channels")]
     for name, (method, inputs, outputs) in CONTRACT.items():
-        signature = signatures[name]
+        signature = graph.signature_def[name]
         if signature.method_name != f"tensorflow/serving/{method}":
             yield f"{name}: its method must be {method}, not {signature.method_name}"
-        for required, present in ((inputs, signature.inputs), (outputs, signature.outputs)):
-            types = {key: tf.dtypes.as_dtype(info.dtype) for key, info in present.items()}
+        for required, infos in ((inputs, signature.inputs), (outputs, signature.outputs)):
+            types = {key: tf.dtypes.as_dtype(info.dtype) for key, info in infos.items()}
             if types != required:
                 yield f"{name}: it must have {required}, not {types}"
         for key, info in signature.inputs.items():
@@ -134,44 +113,34 @@ def _unfit_operations(graph) -> Iterator[str]:
 
 def _wrong_answers(records: list[Request], answers: list[Answer], manifest) -> Iterator[str]:
     """Yields requests that fail, do not repeat, or contradict each other or the manifest."""
-    labels = len(manifest["labels"])
+    labels = np.array([label.encode() for label in manifest["labels"]], object)
     scores_of_size: dict[int, np.ndarray] = {}
-    for number, record in enumerate(records):
+    again = answers[len(records) :]
+    for number, (record, first, second) in enumerate(zip(records, answers, again, strict=False)):
         name = f"warm-up record {number + 1} ({record.signature})"
-        first, second = answers[number], answers[number + len(records)]
         if error := first.error or second.error:
             yield f"{name} fails: {error}"
             continue
-        pairs = zip(first.outputs.values(), second.outputs.values(), strict=True)
-        if not all(np.array_equal(*pair) for pair in pairs):
+        outputs = first.outputs
+        if not all(np.array_equal(outputs[key], second.outputs[key]) for key in outputs):
             yield f"{name} gets another answer the second time"
-        scores = first.outputs["scores" if record.signature == "classify" else "probabilities"]
-        if scores.shape[1:] != (labels,):
-            yield f"{name}: {scores.shape[1:]} scores for {labels} labels"
+        scores = outputs["scores" if record.signature == "classify" else "probabilities"]
+        rows = len(scores)
+        if scores.shape != (rows, len(labels)):
+            yield f"{name}: {scores.shape[1:]} scores for {len(labels)} labels"
             continue
         if not np.allclose(scores.sum(axis=1), 1.0, atol=1e-4):
             yield f"{name}: its probabilities do not sum up to 1"
-        for text in _contradictions(first.outputs, scores, manifest):
-            yield f"{name}: {text}"
+        best = scores.argmax(axis=1)
+        every_label = np.tile(labels, (rows, 1))
+        for key, due in {"class_ids": best, "labels": labels[best], "classes": every_label}.items():
+            if key in outputs and not np.array_equal(outputs[key], due):
+                yield f"{name}: its {key} are not those of its probabilities and the manifest"
+        if "gates" in outputs:
+            gates, due = outputs["gates"], (rows, manifest["gates"]["count"])
+            if gates.shape != due or (gates > 1).any():
+                yield f"{name}: its gates must be 0 or 1 and have the shape {due}"
         # Records of the same size hold the same pictures.
-        expected = scores_of_size.setdefault(len(scores), scores)
+        expected = scores_of_size.setdefault(rows, scores)
         if not np.allclose(scores, expected, atol=TOLERANCE):
             yield f"{name}: its probabilities differ from another signature's"
-
-
-def _contradictions(outputs, scores, manifest) -> Iterator[str]:
-    """Yields what an answer says otherwise than its probabilities or the manifest."""
-    labels = [label.encode() for label in manifest["labels"]]
-    best = scores.argmax(axis=1)
-    if "labels" in outputs and outputs["labels"].tolist() != [labels[index] for index in best]:
-        yield "its labels are not those of the manifest"
-    if "class_ids" in outputs and outputs["class_ids"].tolist() != best.tolist():
-        yield "its class_ids are not the most probable classes"
-    if "classes" in outputs and any(row != labels for row in outputs["classes"].tolist()):
-        yield "its classes are not the labels of the manifest"
-    if "gates" in outputs:
-        gates, count = outputs["gates"], manifest["gates"]["count"]
-        if gates.shape[1:] != (count,):
-            yield f"it has gates of shape {gates.shape[1:]}, and the manifest {count}"
-        elif gates.size and gates.max() > 1:
-            yield "its gates are not 0 or 1"
