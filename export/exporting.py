@@ -70,6 +70,12 @@ def export_run(config: ExportConfig) -> pathlib.Path:
     choose_version(base, config.version)
     pictures, images = warmup_pictures(run, config.warmup_images)
     model = run.load_model()
+    if not all(np.isfinite(weights).all() for weights in model.get_weights()):
+        # Gates would silently be off where the gater's weights are NaN.
+        raise UserError(
+            f"the weights of an exported run must be finite, and those in '{run.model_file}' are "
+            "not; train again with a lower --learning_rate"
+        )
     network, record = build_network(model, run, config)
     record["compared"] = compare_with_trained(model, network, run, images, record["optimize"])
     with staging_directory(base) as directory:

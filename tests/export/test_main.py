@@ -3,6 +3,7 @@
 import os
 import shutil
 
+import numpy as np
 import pytest
 from helpers import help_without_tensorflow
 
@@ -54,6 +55,15 @@ def test_what_cannot_be_exported_is_refused_and_changes_nothing(
     done.assert_refused("export.main: error: ", words)
     assert done.status == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_weights_that_are_not_finite_are_refused(call, tmp_path, trained, monkeypatch):
+    model = trained.load_model()
+    model.get_layer("gater_fc2").bias.assign(np.full(112, np.nan))
+    monkeypatch.setattr(type(trained), "load_model", lambda run: model)
+    done = call("export.main", f"--workdir={trained.path}", "--output_dir=models/gaternet")
+    done.assert_refused("must be finite", "model.keras")
+    assert not (tmp_path / "models").exists()
 
 
 def test_flags_are_checked_and_explained_without_tensorflow(tmp_path, call):
