@@ -21,6 +21,14 @@ tf.config.set_logical_device_configuration(
 )
 
 
+LONG = ("test_readme.py", "test_resume.py", "test_distributed.py", "test_export.py")
+"""Files that start first, so that no process waits for another at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture(autouse=True)
 def process_settings_unchanged():
     """No test changes what the tests after it, in the same process, do."""
