@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 import shutil
 
 import numpy as np
@@ -14,7 +13,6 @@ from gaternet_tf.analysis.analyse import analyse
 from gaternet_tf.analysis.files import load, prepare_output
 from gaternet_tf.analysis.networks import network_of_export, network_of_run
 from gaternet_tf.analysis.report import headlines
-from gaternet_tf.data import evaluation_batches
 
 
 @pytest.fixture(scope="module")
@@ -31,19 +29,6 @@ def analysis_dir(tmp_path_factory, trained, data_dir):
     assert "Of 360 images" in done.out
     assert f"report: {directory / 'report.html'}" in done.out
     return directory
-
-
-def test_the_gates_are_those_of_the_model(analysis_dir, trained, digits):
-    _, arrays = load(analysis_dir)
-    model = trained.load_model()
-    batches = evaluation_batches(digits, trained.preprocessing, 100)
-    gates, labels = zip(
-        *((model(images, training=False)["gates"], labels) for images, labels in batches),
-        strict=True,
-    )
-    packed = np.packbits(np.concatenate(gates).astype(bool), axis=1, bitorder="little")
-    np.testing.assert_array_equal(arrays["gates"], packed)
-    np.testing.assert_array_equal(arrays["labels"], np.concatenate(labels))
 
 
 def test_the_numbers_agree_with_the_runs_result(analysis_dir, trained):
@@ -127,5 +112,3 @@ def test_networks_without_gates_are_refused(trained, tmp_path):
     (tmp_path / "plain" / "config.json").write_text(json.dumps(document))
     with pytest.raises(UserError, match=r"needs a network with gates.*--gater=resnet20"):
         network_of_run(tmp_path / "plain")
-    with pytest.raises(UserError, match=re.escape(f"'{tmp_path}'")):
-        network_of_export(tmp_path)

@@ -20,8 +20,13 @@ def drawn(analysis, directory):
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    return drawn(planted_analysis(), tmp_path_factory.mktemp("report"))
+def analysis():
+    return planted_analysis()
+
+
+@pytest.fixture(scope="module")
+def report(analysis, tmp_path_factory):
+    return drawn(analysis, tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture(scope="module")
@@ -62,20 +67,16 @@ def open_page(browser):
 
 def test_the_headlines_are_the_numbers(open_page, report):
     text = open_page(report).inner_text(".headlines")
-    document, _ = planted_analysis()
-    gates = document["gates"]
-    assert gates["always_off"] == 4
-    assert f"Of 24 gates, {gates['input_dependent']} depend on the input" in text
+    assert "Of 24 gates, 20 depend on the input, 0 are always on and 4 always off." in text
     assert "The branch of 1 unit never runs: stage1 unit1." in text
-    assert f"{document['gates_on']['all']['mean']:.1f} on average" in text
 
 
-def test_pointing_at_an_image_shows_it_with_class_and_prediction(open_page, report):
+def test_pointing_at_an_image_shows_it_with_class_and_prediction(open_page, analysis, report):
     page = open_page(report)
     canvas = page.locator("#points")
     assert not page.locator("#card .picture").is_visible()
     canvas.scroll_into_view_if_needed()
-    _, arrays = planted_analysis()
+    arrays = analysis[1]
     points, labels, predictions = (arrays[name] for name in ("points", "labels", "predictions"))
     low, high = points.min(axis=0), points.max(axis=0)
     box = canvas.bounding_box()
