@@ -35,12 +35,6 @@ def test_classes_that_the_gates_know_are_apart():
     assert abs(silhouette["mean_shuffled"]) < 0.05
 
 
-def test_gates_that_know_nothing_are_as_good_as_chance():
-    _, _, document = separated(planted(200, informative=0))
-    assert abs(document["neighbours"]["accuracy"] - 0.5) < 0.15
-    assert abs(document["silhouette"]["mean"]) < 0.02
-
-
 def test_the_picture_repeats():
     record = planted(40, informative=3)
     first, again = separated(record, 10.0), separated(record, 10.0)
