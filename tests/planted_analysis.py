@@ -1,7 +1,5 @@
 """Gate matrices whose numbers are known, and a whole analysis of one."""
 
-import functools
-
 import numpy as np
 
 from gaternet_tf.analysis.record import GateRecord, pack
@@ -39,13 +37,6 @@ def planted_gates():
     return gates
 
 
-@functools.cache
-def planted_separation():
-    """The separation of the planted gates, which takes seconds."""
-    record = record_of(planted_gates(), np.arange(IMAGES) % 3, gate_map=SIX_UNITS, classes=CLASSES)
-    return separate(record, count(record).dependent, perplexity=10.0)
-
-
 def planted_analysis(gates=None, classes=CLASSES, **source):
     """Document and arrays as `analyse` makes them, without a network.
 
@@ -58,9 +49,8 @@ def planted_analysis(gates=None, classes=CLASSES, **source):
     record = record_of(planted, labels, predictions, SIX_UNITS, classes)
     counts = count(record)
     statistics = statistics_of(record, counts)
-    sample, points, separation = (
-        planted_separation() if gates is None else separate(record, counts.dependent)
-    )
+    perplexity = 10.0 if gates is None else 30.0
+    sample, points, separation = separate(record, counts.dependent, perplexity)
     for rows in statistics["characteristic"]:
         for row in rows:
             row["images_on"], row["images_off"] = [0, 5], [7]

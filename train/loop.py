@@ -184,7 +184,7 @@ class Training:
             f"dataset {dataset.name} {dataset.version}: {dataset.training_images} images of "
             f"'{dataset.train_split}' train, {dataset.validation_images} validate, "
             f"{dataset.size(dataset.test_split)} of '{dataset.test_split}' test "
-            f"({dataset.data_dir}); classes: {some_labels(dataset.labels)}\n"
+            f"({dataset.builder.data_dir}); classes: {some_labels(dataset.labels)}\n"
             f"{remarks}{config.epochs} epochs, batch {config.batch_size} on {self.replicas} "
             f"replica{'s' if self.replicas > 1 else ''}, into {self.run.path}",
             flush=True,

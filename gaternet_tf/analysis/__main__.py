@@ -66,7 +66,8 @@ def _analyse() -> pathlib.Path:
     from gaternet_tf.analysis.networks import network_of_export, network_of_run
 
     network = network_of_run(FLAGS.workdir) if FLAGS.workdir else network_of_export(FLAGS.model_dir)
-    own = (FLAGS.split or network.test_split) == network.test_split
+    # Of an export, which does not record its test split, --output_dir is required.
+    own = not FLAGS.split or FLAGS.split == network.dataset.get("test_split")
     name = "analysis" if own else f"analysis-{FLAGS.split}"
     directory = prepare_output(FLAGS.output_dir or pathlib.Path(FLAGS.workdir) / name)
     names = ("dataset", "data_dir", "download", "split", "perplexity", "seed", "batch_size")

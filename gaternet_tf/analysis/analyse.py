@@ -24,17 +24,7 @@ def analyse(
     seed: int = 0,
     batch_size: int | None = None,
 ) -> tuple[dict, dict[str, np.ndarray]]:
-    """Runs a network over a split and computes everything.
-
-    Args:
-      network: the network.
-      dataset: a dataset with the network's classes; None for the one that it was trained on.
-      data_dir: the TFDS directory; None for TFDS' own default.
-      download: whether a dataset that is not on disk may be fetched.
-      split: None for the test split.
-      perplexity: of t-SNE.
-      seed: of samples, noise, PCA and t-SNE.
-      batch_size: images in a batch; None for 250, or fewer if they are large.
+    """Runs a network over a split and computes everything; the settings are the command's flags.
 
     Returns:
       The content of the two files, see `files`.

@@ -128,14 +128,8 @@ def agreement(
 ) -> dict:
     """Measures the share of gates and predictions that stay when pictures change a little.
 
-    Args:
-      network: the network of the record.
-      dataset: the dataset of the pictures.
-      split: their split.
-      batch_size: images in a batch.
-      record: the gates of the unchanged pictures.
-      dependent: indices of the input-dependent gates.
-      seed: of the choice of pictures and of the noise.
+    `record` holds the gates of the unchanged pictures, `dependent` the indices of the
+    input-dependent gates; `seed` is that of the choice of pictures and of the noise.
 
     Returns:
       JSON-ready, by change: `gates` (share of gates that stay as they are), `input_dependent`
@@ -144,7 +138,7 @@ def agreement(
     """
     result = {}
     chosen = stratified_sample(record.labels, CHANGED_IMAGES, seed)
-    pictures = _some_pictures(network, dataset, split, chosen).batch(batch_size)
+    pictures = some_pictures(dataset, network.preprocessing, split, chosen).batch(batch_size)
     with progress(len(chosen) * len(CHANGES), "changed pictures") as bar:
         for change, text in CHANGES.items():
             stay, predictions = [], []
@@ -175,7 +169,7 @@ def thumbnails(network: Network, dataset: Dataset, split: str, chosen: np.ndarra
     scale = min(1.0, THUMBNAIL / max(height, width))
     sides = (max(1, round(height * scale)), max(1, round(width * scale)))
     parts = [np.zeros((0, *sides, channels), np.uint8)]
-    for images in _some_pictures(network, dataset, split, chosen).batch(100):
+    for images in some_pictures(dataset, network.preprocessing, split, chosen).batch(100):
         resized = tf.image.resize(images, sides, antialias=True)
         parts.append(tf.saturate_cast(tf.round(resized), tf.uint8).numpy())
     return np.concatenate(parts)
@@ -184,13 +178,6 @@ def thumbnails(network: Network, dataset: Dataset, split: str, chosen: np.ndarra
 def progress(total: int, name: str):
     """Returns a progress bar, which shows on terminals only."""
     return tqdm(total=total, desc=name, unit=" images", disable=None, leave=False)
-
-
-def _some_pictures(network, dataset, split, chosen):
-    """Returns a `tf.data` of the pictures with these indices, ascending."""
-    mask = np.zeros(dataset.size(split), bool)
-    mask[chosen] = True
-    return some_pictures(dataset, network.preprocessing, split, mask)
 
 
 def _predict(network, images):

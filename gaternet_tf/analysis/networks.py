@@ -32,7 +32,6 @@ class Network:
       dataset: what the run recorded of its dataset.
       macs, gate_macs: see `gaternet_tf.macs`.
       source: JSON-ready facts about the network's origin.
-      test_split: the split it was tested on; None for the dataset's own.
     """
 
     predict: Callable
@@ -45,7 +44,6 @@ class Network:
     macs: int
     gate_macs: np.ndarray
     source: dict
-    test_split: str | None = None
 
 
 def network_of_run(workdir: str | os.PathLike) -> Network:
@@ -85,7 +83,6 @@ def network_of_run(workdir: str | os.PathLike) -> Network:
             "path": str(workdir),
             **_source(dataset, run.config, run.document["git_commit"]),
         },
-        test_split=dataset["test_split"],
     )
 
 

@@ -12,15 +12,8 @@ from gaternet_tf.models.gate_map import GateMap
 class GateRecord:
     """Gates, labels and predictions of all images of a split, in stored order.
 
-    Attributes:
-      packed: uint8 [images, ceil(gates / 8)], the gates as `pack` packs them.
-      labels, predictions: int32 [images], numbers of classes.
-      confidences: float32 [images], probability of the predicted class.
-      gate_map: the place of each gate.
-      classes: names of the classes.
-      macs: multiply-accumulates of an image with all filters, including the gater's, see
-        `gaternet_tf.macs`.
-      gate_macs: int64 [gates], multiply-accumulates that each gate saves when it is off.
+    For the arrays see `files`; `packed` are its `gates`. `classes` are the names of the classes,
+    `macs` the multiply-accumulates of an image with all filters, including the gater's.
     """
 
     packed: np.ndarray

@@ -11,13 +11,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from gaternet_tf.analysis.figures import (
-    Figure,
-    class_style,
-    figures_of,
-    write_csv,
-    write_figure,
-)
+from gaternet_tf.analysis.figures import class_style, figures_of, write_csv, write_figure
 
 REPORT = "report.html"
 QUALITY = 80
@@ -27,10 +21,6 @@ TABLE_COLUMNS = {
     "characteristic": (
         *("class", "gate", "stage", "unit", "convolution", "channel"),
         *("mutual_information", "rate_in_class", "rate_elsewhere"),
-    ),
-    "changed_pictures": (
-        *("change", "images", "gates", "input_dependent"),
-        *("images_unchanged", "predictions"),
     ),
 }
 """Columns of the tables whose rows may lack some or have more."""
@@ -59,16 +49,6 @@ def draw(document: dict, arrays: dict[str, np.ndarray], directory: str | os.Path
     for figure in figures.values():
         write_figure(figure, directory)
     write_tables(document, directory)
-    write_report(document, arrays, figures, directory)
-
-
-def write_report(
-    document: dict,
-    arrays: dict[str, np.ndarray],
-    figures: dict[str, Figure],
-    directory: pathlib.Path,
-) -> None:
-    """Writes report.html, which contains the SVG files of `figures` in `directory`."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("gaternet_tf.analysis", ""),
         autoescape=True,

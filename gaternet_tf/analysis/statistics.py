@@ -174,16 +174,10 @@ def spread(values: np.ndarray) -> dict:
 def mutual_information(
     on_in_class: np.ndarray, class_images: int, on: np.ndarray, images: int
 ) -> np.ndarray:
-    """Computes the mutual information of each gate and membership in a class, in bits.
+    """Computes the mutual information of each gate and membership in a class, in bits, [gates].
 
-    Args:
-      on_in_class: number of the class' images that each gate is on for, [gates].
-      class_images: number of the class' images.
-      on: number of all images that each gate is on for, [gates].
-      images: number of all images.
-
-    Returns:
-      float64 [gates].
+    `on_in_class` and `on` are the numbers of the class' and of all images that each gate is on for,
+    [gates].
     """
     others_on = on - on_in_class
     joint = np.array(

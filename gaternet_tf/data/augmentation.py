@@ -4,9 +4,6 @@ import dataclasses
 
 import tensorflow as tf
 
-CROP_AREA = (0.08, 1.0)
-CROP_ASPECT = (3 / 4, 4 / 3)
-
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
@@ -36,8 +33,8 @@ class Augmentation:
             tf.zeros([1, 0, 4]),
             seed,
             min_object_covered=0.0,
-            aspect_ratio_range=CROP_ASPECT,
-            area_range=CROP_AREA,
+            aspect_ratio_range=(3 / 4, 4 / 3),
+            area_range=(0.08, 1.0),
             max_attempts=10,
             use_image_if_no_bounding_boxes=True,
         )

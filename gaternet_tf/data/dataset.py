@@ -47,7 +47,6 @@ class Dataset:
     Attributes:
       name: as given to `open_dataset`.
       version: of the TFDS builder.
-      data_dir: directory of the prepared copy.
       image_shape: (height, width, channels); height and width are None where pictures differ.
       labels: names of the classes.
       defaults: how the dataset is preprocessed and augmented by default.
@@ -62,7 +61,6 @@ class Dataset:
 
     name: str
     version: str
-    data_dir: str
     image_shape: tuple[int | None, int | None, int]
     labels: tuple[str, ...]
     defaults: Defaults

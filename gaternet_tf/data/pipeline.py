@@ -143,12 +143,13 @@ def picture_batches(
     return pictures.batch(batch_size).prefetch(READY_BATCHES)
 
 
-def some_pictures(dataset: Dataset, preprocessing: Preprocessing, split: str, mask: np.ndarray):
-    """Decodes those pictures of a split whose entry in `mask`, bool [images], is true.
+def some_pictures(dataset: Dataset, preprocessing: Preprocessing, split: str, chosen: np.ndarray):
+    """Returns a `tf.data` of the pictures of a split with these indices, ascending.
 
-    Returns:
-      `tf.data` of uint8 [height, width, channels], in stored order.
+    They are uint8 [height, width, channels].
     """
+    mask = np.zeros(dataset.size(split), bool)
+    mask[chosen] = True
     pictures = _pictures(dataset, select(dataset.files(split), mask), preprocessing)
     return pictures.map(lambda picture, _: picture)
 

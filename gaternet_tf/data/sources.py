@@ -64,7 +64,6 @@ def open_dataset(
     dataset = Dataset(
         name=name,
         version=str(builder.version),
-        data_dir=str(builder.data_dir),
         image_shape=tuple(image.shape),
         labels=tuple(label.names),
         defaults=defaults_of(name),
@@ -130,7 +129,7 @@ def _builder(name, data_dir, skip_unreadable):
 
 
 def _prepare(builder, name, download):
-    """Announces what has to be done to have a dataset on disk, and does it."""
+    """Announces and makes a dataset that is not on disk."""
     directory = builder.data_dir
     own = isinstance(builder, Digits | Idx | Folder)
     if own or not sys.stderr.isatty():

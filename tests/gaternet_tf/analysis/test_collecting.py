@@ -11,7 +11,6 @@ from gaternet_tf.analysis import collecting
 from gaternet_tf.analysis.collecting import (
     CHANGES,
     STRONGEST,
-    Strongest,
     agreement,
     collect,
     flip,
@@ -82,15 +81,6 @@ def test_the_pictures_that_switch_a_gate_most(collected, pictures):
         np.testing.assert_array_equal(strengths[off[:, gate], gate], least)
     # A gate that is never off has no picture that switches it off.
     assert (off[:, 2] == -1).all()
-
-
-def test_the_strongest_do_not_depend_on_the_batches():
-    values = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
-    whole, parts = Strongest(5), Strongest(5)
-    whole.add(values)
-    for start in range(0, 40, 7):
-        parts.add(values[start : start + 7])
-    np.testing.assert_array_equal(whole.images, parts.images)
 
 
 def test_agreement_under_small_changes(collected, pictures, digits, monkeypatch):

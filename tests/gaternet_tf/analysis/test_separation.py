@@ -2,14 +2,7 @@
 
 import numpy as np
 import pytest
-from planted_analysis import (
-    CLASSES,
-    IMAGES,
-    SIX_UNITS,
-    planted_gates,
-    planted_separation,
-    record_of,
-)
+from planted_analysis import record_of
 
 from gaternet_tf.analysis.separation import separate, stratified_sample
 from gaternet_tf.analysis.statistics import count
@@ -42,19 +35,11 @@ def test_classes_that_the_gates_know_are_apart():
     assert abs(silhouette["mean_shuffled"]) < 0.05
 
 
-def test_gates_that_know_nothing_are_as_good_as_chance():
-    _, _, document = separated(planted(200, informative=0))
-    assert abs(document["neighbours"]["accuracy"] - 0.5) < 0.15
-    assert abs(document["silhouette"]["mean"]) < 0.02
-
-
 def test_the_picture_repeats():
-    record = record_of(planted_gates(), np.arange(IMAGES) % 3, None, SIX_UNITS, CLASSES)
-    sample, points, document = separated(record, 10.0)
-    again = planted_separation()
-    np.testing.assert_array_equal(sample, again[0])
-    np.testing.assert_array_equal(points, again[1])
-    assert document == again[2]
+    record = planted(40, informative=3)
+    first, again = separated(record, 10.0), separated(record, 10.0)
+    np.testing.assert_array_equal(first[1], again[1])
+    assert first[2] == again[2]
 
 
 def test_images_with_the_same_gates_stay_together():
@@ -68,14 +53,6 @@ def test_images_with_the_same_gates_stay_together():
         radius = np.linalg.norm(points[which == kind] - middles[kind], axis=1).max()
         assert radius < apart[kind].min() / 2
     assert document["distinct_gate_vectors"] == 6
-
-
-def test_a_class_of_two_images_has_a_shuffled_silhouette_for_every_seed():
-    labels = np.zeros(300, int)
-    labels[:2] = 1
-    record = record_of(np.random.default_rng(0).random((300, 7)) < 0.5, labels)
-    for seed in range(5):
-        assert "mean_shuffled" in separated(record, seed=seed)[2]["silhouette"]
 
 
 def test_numbers_that_do_not_exist_are_explained():

@@ -47,8 +47,6 @@ def archives(tmp_path, monkeypatch):
     with tarfile.open(manual / VALIDATION, "w") as archive:
         for number in range(1, 6):
             add_to_tar(archive, f"ILSVRC2012_val_{number:08d}.JPEG", jpeg(240, 500))
-    with tarfile.open(manual / "ILSVRC2012_img_test.tar", "w") as archive:
-        add_to_tar(archive, "ILSVRC2012_test_00000001.JPEG", jpeg(240, 300))
     sizes = tuple((name, (manual / name).stat().st_size) for name in (TRAIN, VALIDATION))
     small = dataclasses.replace(defaults.defaults_of("imagenet2012"), manual_files=sizes)
     monkeypatch.setitem(defaults.DEFAULTS, "imagenet2012", small)
