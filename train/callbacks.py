@@ -74,10 +74,7 @@ class StopOnNonFinite(keras.callbacks.Callback):
 
 
 class SparsityWarmUp(keras.callbacks.Callback):
-    """Raises the weight of a `SparsityLoss` linearly over the first `steps` steps of a run.
-
-    With `steps_per_execution` it changes once per execution.
-    """
+    """Raises the weight of a `SparsityLoss` linearly over the first `steps` steps of a run."""
 
     def __init__(self, loss, steps: int):
         super().__init__()
@@ -92,30 +89,26 @@ class SparsityWarmUp(keras.callbacks.Callback):
 
 
 class Validation(keras.callbacks.Callback):
-    """Evaluates images after each epoch, and warns of gates that have collapsed.
+    """Evaluates held-out images after each epoch, and warns of gates that have collapsed.
 
-    The numbers of held-out images join the epoch's logs as `val_...`, for every callback after
+    The numbers join the epoch's logs as `val_...`, for every callback after
     this one. (`fit`'s own validation fails on two replicas at a last batch that does not split
-    evenly.) Without held-out images, a few training images show whether the gates have collapsed.
+    evenly.)
 
     Args:
       evaluator: a `gaternet_tf.evaluation.Evaluator`.
       batches: what it evaluates.
-      held_out: whether these images are not trained on.
     """
 
-    def __init__(self, evaluator, batches, held_out: bool = True):
+    def __init__(self, evaluator, batches):
         super().__init__()
         self.evaluator = evaluator
         self.batches = batches
-        self.held_out = held_out
 
     def on_epoch_end(self, epoch, logs=None):
         result = self.evaluator(self.batches)
         if "gates" in result:
             self._warn_of_collapse(result)
-        if not self.held_out:
-            return
         for key, value in result.items():
             if key not in ("images", "gates", "macs"):
                 logs[f"val_{key}"] = value
@@ -131,10 +124,9 @@ class Validation(keras.callbacks.Callback):
             problem, remedy = "all gates are on", "raise --sparsity"
         elif off == gates:
             problem = "all gates are off"
-        images = "validation" if self.held_out else "training"
         print(
             f"warning: {problem} for every image ({on} of {gates} always on, {off} always off on "
-            f"{result['images']} {images} images); {remedy}",
+            f"{result['images']} validation images); {remedy}",
             flush=True,
         )
 
@@ -159,14 +151,6 @@ class BestWeights(keras.callbacks.Callback):
             self.epoch.assign(epoch + 1)
             for kept, weight in zip(self.weights, self.model.get_weights(), strict=True):
                 kept.assign(weight)
-
-    def variables(self) -> dict:
-        """Returns what a checkpoint saves, by name."""
-        return {
-            "best_accuracy": self.accuracy,
-            "best_epoch": self.epoch,
-            "best_weights": self.weights,
-        }
 
     def restore(self, model: keras.Model) -> int:
         """Gives the model the weights of the best epoch, and returns that epoch's number."""
@@ -229,7 +213,10 @@ class Checkpoints(keras.callbacks.Callback):
         # alone, a resumed run would draw the noise of its first epochs again.
         weights = {id(variable) for variable in model.weights}
         random_state = [v.value for v in model.variables if id(v) not in weights]
-        best_epoch = best.variables() if best else {}
+        best_epoch = {}
+        if best:
+            best_epoch["best_accuracy"], best_epoch["best_epoch"] = best.accuracy, best.epoch
+            best_epoch["best_weights"] = best.weights
         checkpoint = tf.train.Checkpoint(
             model=model,
             optimizer=model.optimizer,

@@ -126,9 +126,6 @@ class TrainingConfig:
         choices=("float32", "mixed_bfloat16", "mixed_float16"),
     )
     jit_compile: bool = setting(False, "Whether XLA compiles the training step.")
-    steps_per_execution: int = setting(
-        1, "Steps that TensorFlow takes in one call; one device only.", at_least=1
-    )
     deterministic: bool = setting(
         False, "Whether two runs give the same weights to the bit; slower on a GPU."
     )
@@ -156,11 +153,8 @@ class TrainingConfig:
                 "--deterministic does not go with --jit_compile: XLA chooses algorithms by their "
                 "speed and has no deterministic form of some operations; leave one out"
             )
-        if self.strategy == "multi_worker" and (self.jit_compile or self.steps_per_execution > 1):
-            raise UserError(
-                "--strategy=multi_worker runs one step at a time, uncompiled; leave out "
-                "--jit_compile and --steps_per_execution"
-            )
+        if self.strategy == "multi_worker" and self.jit_compile:
+            raise UserError("--strategy=multi_worker does not compile; leave out --jit_compile")
         resnet_spec(self.backbone, self.width)
         if self.gater != NO_GATER:
             resnet_spec(self.gater)

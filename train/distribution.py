@@ -65,17 +65,8 @@ def worker_of(strategy: tf.distribute.Strategy) -> tuple[int, int]:
     return resolver.task_id, len(resolver.cluster_spec().as_dict()["worker"])
 
 
-def check_replicas(replicas: int, batch_size: int, steps_per_execution: int = 1) -> None:
-    """Raises `UserError` for settings that this number of replicas cannot train with.
-
-    Keras' loop of several steps in one execution fails on two replicas (seen with 3.15.1).
-    """
-    if replicas > 1 and steps_per_execution > 1:
-        raise UserError(
-            f"--steps_per_execution must be 1 on {replicas} replicas, where Keras cannot take "
-            f"several steps at once, got {steps_per_execution}; leave it out, or give "
-            "--strategy=none"
-        )
+def check_replicas(replicas: int, batch_size: int) -> None:
+    """Raises `UserError` for a batch that this number of replicas cannot share evenly."""
     if batch_size % replicas:
         raise UserError(
             f"--batch_size is the global batch and must be a multiple of the {replicas} replicas, "

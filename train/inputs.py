@@ -72,12 +72,10 @@ def choose_augmentation(config: TrainingConfig, dataset: Dataset) -> Augmentatio
 
 
 def steps_of_epoch(config: TrainingConfig, dataset: Dataset) -> int:
-    """Returns the steps of an epoch, a multiple of `--steps_per_execution`.
-
-    Keras would run into the next epoch otherwise.
+    """Returns the steps of an epoch.
 
     Raises:
-      UserError: when the images do not fill a batch, or an epoch has fewer steps than an execution.
+      UserError: when the images do not fill a batch.
     """
     steps = dataset.training_images // config.batch_size
     if not steps:
@@ -85,16 +83,4 @@ def steps_of_epoch(config: TrainingConfig, dataset: Dataset) -> int:
             f"--batch_size must be at most the {dataset.training_images} training images of "
             f"'{config.dataset}', got {config.batch_size}"
         )
-    steps = min(steps, config.steps_per_epoch or steps)
-    if config.steps_per_execution > steps:
-        raise UserError(
-            f"--steps_per_execution must be at most the {steps} steps of an epoch, got "
-            f"{config.steps_per_execution}"
-        )
-    if left := steps % config.steps_per_execution:
-        print(
-            f"{left} of the {steps} steps of an epoch are left out, since "
-            f"--steps_per_execution={config.steps_per_execution} does not divide them",
-            flush=True,
-        )
-    return steps - left
+    return min(steps, config.steps_per_epoch or steps)

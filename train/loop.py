@@ -49,8 +49,6 @@ from train.inputs import (
 from train.recipe import build_and_compile, count_parameters, with_targets
 
 EVALUATION_BATCH = 250
-COLLAPSE_IMAGES = 1_000
-"""Training images that show whether gates have collapsed, where none are held out."""
 PICTURES = 10
 """Test pictures that a run keeps."""
 
@@ -102,7 +100,7 @@ class Training:
             tf.config.experimental.enable_op_determinism()
         self.strategy = choose_strategy(config.strategy)
         self.replicas = self.strategy.num_replicas_in_sync
-        check_replicas(self.replicas, config.batch_size, config.steps_per_execution)
+        check_replicas(self.replicas, config.batch_size)
         self.worker, self.workers = worker_of(self.strategy)
         self.shared_checkpoints = RunDirectory(workdir).checkpoints
         self.settings = dataclasses.asdict(config)
@@ -249,6 +247,9 @@ class Training:
         self.checkpoints.first_step = first_step
         warm_up = round(config.sparsity_warmup_epochs * self.steps)
         print_lines = self.worker == 0 and not sys.stdout.isatty()
+        held_out = None
+        if self.dataset.validation_images:
+            held_out = validation_batches(self.dataset, self.preprocessing, EVALUATION_BATCH)
         return [
             ReadableNames(),
             StopOnNonFinite(),
@@ -257,22 +258,12 @@ class Training:
                 if warm_up and config.gater != NO_GATER
                 else []
             ),
-            self._validation(),
+            *([Validation(self.evaluator, held_out)] if held_out else []),
             *([self.best] if self.best else []),
             EpochLog(self.run, config.epochs, print_lines, first_step),
             keras.callbacks.TensorBoard(self.run.tensorboard, write_graph=False),
             self.checkpoints,
         ]
-
-    def _validation(self):
-        """Returns the callback that evaluates held-out images, or without any training images."""
-        data, preprocessing = self.dataset, self.preprocessing
-        if data.validation_images:
-            batches = validation_batches(data, preprocessing, EVALUATION_BATCH)
-            return Validation(self.evaluator, batches)
-        batches = evaluation_batches(data, preprocessing, EVALUATION_BATCH, data.train_split)
-        batches = batches.take(COLLAPSE_IMAGES // EVALUATION_BATCH)
-        return Validation(self.evaluator, batches, held_out=False)
 
     def finish(self, started: float) -> dict:
         """Selects the weights, evaluates the test split once, and writes model and result."""

@@ -12,7 +12,6 @@ DECAY_AT = (0.5, 0.75)
 """Parts of the training after which "step" divides by 10: epochs 80 and 120 of 160."""
 
 
-@keras.saving.register_keras_serializable(package="gaternet_tf")
 class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
     """Rises linearly to another schedule's rate over the first `steps` steps, then follows it."""
 
@@ -29,10 +28,6 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
             "schedule": keras.optimizers.schedules.serialize(self.schedule),
             "steps": self.steps,
         }
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(keras.optimizers.schedules.deserialize(config["schedule"]), config["steps"])
 
 
 def build_and_compile(
@@ -64,7 +59,6 @@ def build_and_compile(
         config.sparsity,
         config.label_smoothing,
         config.jit_compile,
-        config.steps_per_execution,
     )
     return model
 
@@ -97,7 +91,6 @@ def compile_model(
     sparsity: float,
     label_smoothing: float = 0.0,
     jit_compile: bool = False,
-    steps_per_execution: int = 1,
 ) -> None:
     """Compiles a model, gated or plain, for `-log P(y|x) + lambda * ||g||_1 / c`.
 
@@ -115,13 +108,7 @@ def compile_model(
         metrics["logits"].append(keras.metrics.MeanMetricWrapper(by_image, name="task_loss"))
     # jit_compile is set explicitly: "auto" compiles with XLA on a GPU and not on a CPU or under a
     # strategy.
-    model.compile(
-        optimizer,
-        loss=losses,
-        metrics=metrics,
-        jit_compile=jit_compile,
-        steps_per_execution=steps_per_execution,
-    )
+    model.compile(optimizer, loss=losses, metrics=metrics, jit_compile=jit_compile)
 
 
 def with_targets(batches, model: keras.Model):

@@ -64,16 +64,6 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_can_be_used(tmp_pat
     assert all((weight == 1).all() for weight in model.get_weights())
 
 
-def test_a_stop_saves_in_the_middle_of_an_epoch(tmp_path):
-    *_, checkpoints = small_checkpoints(tmp_path, steps=5)
-    checkpoints.first_step = 1
-    checkpoints.on_epoch_begin(4)
-    checkpoints.stop()
-    with pytest.raises(UserError, match="saved after step 4 of epoch 5; the same command resumes"):
-        checkpoints.on_train_batch_end(2)
-    assert checkpoints.restore(tmp_path / "checkpoints") == (4, 4)
-
-
 def test_a_stop_in_the_last_step_of_an_epoch_saves_the_whole_epoch(tmp_path):
     *_, checkpoints = small_checkpoints(tmp_path, steps=3)
     checkpoints.on_epoch_begin(4)
@@ -141,10 +131,3 @@ def test_collapsed_gates_are_warned_about_with_their_numbers(on, off, words, cap
     assert logs["val_accuracy"] == 0.5
     assert logs["val_gates_always_on"] == on
     assert "val_images" not in logs
-
-
-def test_without_held_out_images_training_images_show_a_collapse(capsys):
-    logs = {}
-    Validation(lambda batches: evaluation(8, 0), [], held_out=False).on_epoch_end(0, logs)
-    assert "on 50 training images" in capsys.readouterr().out
-    assert logs == {}

@@ -9,21 +9,14 @@ from gaternet_tf import UserError
 from train.config import TrainingConfig
 
 
-def test_the_defaults_are_legal():
-    TrainingConfig().check()
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"select": "worst"}, "--select must be one of best, last, got worst"),
         ({"gate_bias": float("nan")}, "--gate_bias must be a finite number, got nan"),
         ({"sparsity": -0.1}, "--sparsity must be 0 or more, got -0.1"),
-        ({"sparsity": float("inf")}, "--sparsity must be a finite number"),
         ({"learning_rate": 0.0}, "--learning_rate must be above 0, got 0.0"),
         ({"momentum": 1.0}, "--momentum must be below 1, got 1.0"),
-        ({"epochs": 0}, "--epochs must be 1 or more, got 0"),
-        ({"validation": 1.0}, "--validation must be below 1"),
         ({"attention": "se"}, "--attention=se takes the place of the gates and needs"),
         ({"deterministic": True, "jit_compile": True}, "--deterministic does not go with"),
         ({"strategy": "multi_worker", "jit_compile": True}, "leave out --jit_compile"),
@@ -48,7 +41,7 @@ def test_help_needs_no_tensorflow(tmp_path, command):
         "main": [*names, "experiment", "workdir"],
         "evaluate": ["workdir", "data_dir", "download"],
         "summary": ["workdir", "backbone", "head_batch_norm"],
-        "table": ["format", "output_dir"],
+        "table": ["output_dir"],
         "convert": ["checkpoint", "backbone", "gater"],
     }
     for name in expected[command]:

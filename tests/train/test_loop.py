@@ -11,10 +11,9 @@ from helpers import small_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gaternet_tf import UserError
-from gaternet_tf.data import evaluation_batches, hold_out, validation_batches
+from gaternet_tf.data import hold_out, validation_batches
 from gaternet_tf.evaluation import Evaluator
 from gaternet_tf.runs import RunDirectory, open_run
-from train.inputs import steps_of_epoch
 from train.loop import train
 
 
@@ -30,16 +29,6 @@ def test_a_run_directory_has_everything_a_reader_needs(trained, digits):
     assert [path.parent.name for path in pictures] == first_labels
     image = tf.io.decode_png(pictures[0].read_bytes()).numpy()
     np.testing.assert_array_equal(image, next(iter(digits.examples("test")))[0])
-
-
-def test_the_result_is_that_of_the_saved_model(trained, digits):
-    batches = evaluation_batches(digits, trained.preprocessing, 100)
-    again = Evaluator(trained.load_model())(batches)
-    result = trained.result
-    assert result["test_accuracy"] == again["accuracy"]
-    assert result["test_loss"] == pytest.approx(again["loss"], rel=1e-5)
-    for key in ("gate_rate", "gates_always_on", "gates_input_dependent", "gates_on_max"):
-        assert result[key] == pytest.approx(again[key])
 
 
 def test_the_run_ends_with_the_best_epochs_weights(trained, digits):
@@ -101,15 +90,6 @@ def test_a_plain_network_in_bfloat16_trains_by_the_same_path(data_dir, tmp_path)
     l2 = 0.005 * sum(float((v.numpy() ** 2).sum()) for v in model.weights if v.name == "kernel")
     # The kernels changed during the epoch.
     assert record["loss"] - record["task_loss"] == pytest.approx(l2, rel=0.1)
-
-
-def test_an_epoch_has_whole_executions_only(digits, capsys):
-    # 1437 // 256 = 5 steps, of which Keras would make 6 with one of the next epoch.
-    config = small_config(None, batch_size=256, steps_per_execution=2)
-    assert steps_of_epoch(config, digits) == 4
-    assert "1 of the 5 steps of an epoch are left out" in capsys.readouterr().out
-    with pytest.raises(UserError, match="must be at most the 5 steps of an epoch, got 6"):
-        steps_of_epoch(small_config(None, batch_size=256, steps_per_execution=6), digits)
 
 
 @pytest.fixture(name="stopped")

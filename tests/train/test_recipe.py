@@ -36,13 +36,5 @@ def test_a_warm_up_rises_linearly_and_then_joins_the_schedule(schedule):
     np.testing.assert_allclose(warm[15:], plain[15:], rtol=1e-6)
 
 
-def test_an_optimizer_survives_a_config_round_trip():
-    optimizer = make_optimizer(TrainingConfig(epochs=2, warmup_epochs=1), STEPS)
-    again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
-    assert isinstance(again, keras.optimizers.SGD)
-    assert again.nesterov
-    assert again.get_config()["learning_rate"]["config"]["steps"] == STEPS
-
-
 def test_adam_is_adam():
     assert isinstance(make_optimizer(TrainingConfig(optimizer="adam"), 1), keras.optimizers.Adam)
