@@ -19,7 +19,7 @@ READABLE = {
 }
 PRINTED = (
     *("loss", "task_loss", "sparsity_loss", "accuracy", "gate_rate"),
-    *("val_accuracy", "val_gate_rate", "learning_rate", "seconds", "resumed_after_step"),
+    *("val_accuracy", "val_gate_rate", "learning_rate", "seconds"),
 )
 """What the line of an epoch shows; metrics.jsonl and TensorBoard have all."""
 
@@ -161,16 +161,14 @@ class BestWeights(keras.callbacks.Callback):
 class EpochLog(keras.callbacks.Callback):
     """Appends each epoch to metrics.jsonl, and prints a line per epoch if asked to.
 
-    The numbers of an epoch that was resumed in its middle are averages since then; its record
-    says `resumed_after_step`, which is `first_step`.
+    The numbers of an epoch that was resumed in its middle are averages since then.
     """
 
-    def __init__(self, run: RunDirectory, epochs: int, print_lines: bool, first_step: int = 0):
+    def __init__(self, run: RunDirectory, epochs: int, print_lines: bool):
         super().__init__()
         self.run = run
         self.epochs = epochs
         self.print_lines = print_lines
-        self.first_step = first_step
 
     def on_epoch_begin(self, epoch, logs=None):
         self.started = time.monotonic()
@@ -179,8 +177,6 @@ class EpochLog(keras.callbacks.Callback):
         values = {key: float(value) for key, value in (logs or {}).items()}
         values["learning_rate"] = float(self.model.optimizer.learning_rate)
         values["seconds"] = round(time.monotonic() - self.started, 3)
-        if self.first_step:
-            values["resumed_after_step"] = self.first_step
         self.run.append_metrics({"epoch": epoch + 1, **values})
         if self.print_lines:
             text = "  ".join(f"{key} {values[key]:.4g}" for key in PRINTED if key in values)

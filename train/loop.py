@@ -260,7 +260,7 @@ class Training:
             ),
             *([Validation(self.evaluator, held_out)] if held_out else []),
             *([self.best] if self.best else []),
-            EpochLog(self.run, config.epochs, print_lines, first_step),
+            EpochLog(self.run, config.epochs, print_lines),
             keras.callbacks.TensorBoard(self.run.tensorboard, write_graph=False),
             self.checkpoints,
         ]
