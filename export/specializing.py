@@ -173,10 +173,9 @@ def agreement(model: keras.Model, network: SpecializedNetwork, batches) -> dict:
 
     Returns:
       JSON-ready: `held_out_images`, and of these the numbers of
-      `images_with_a_settled_gate_changed`, of `images_with_another_gate` than the full model and
-      of `images_with_another_prediction`; the number of `batches`, their `batch_size`, and
-      `batches_in_full`: those with a changed settled gate, for which the exact network evaluates
-      the full one.
+      `images_with_a_settled_gate_changed` and of `images_with_another_prediction`; the number of
+      `batches`, their `batch_size`, and `batches_in_full`: those with a changed settled gate, for
+      which the exact network evaluates the full one.
     """
     settled = np.flatnonzero(~network.calibration.free)
     expected = network.calibration.always_on[settled]
@@ -185,18 +184,15 @@ def agreement(model: keras.Model, network: SpecializedNetwork, batches) -> dict:
     def compare(images):
         full, short = model(images, training=False), network(images)
         changed = (tf.gather(full["gates"], settled, axis=1) > 0) != expected
-        gates = (full["gates"] > 0) != (short["gates"] > 0)
         classes = [tf.argmax(each["logits"], axis=1) for each in (full, short)]
-        any_changed, any_gate = (tf.reduce_any(each, axis=1) for each in (changed, gates))
-        return tf.stack([any_changed, any_gate, classes[0] != classes[1]])
+        return tf.stack([tf.reduce_any(changed, axis=1), classes[0] != classes[1]])
 
-    # bool [3, images] each
+    # bool [2, images] each
     parts = [compare(images).numpy() for images, _ in batches]
-    changed, gates, predictions = np.concatenate(parts, axis=1).sum(axis=1).tolist()
+    changed, predictions = np.concatenate(parts, axis=1).sum(axis=1).tolist()
     return {
         "held_out_images": sum(part.shape[1] for part in parts),
         "images_with_a_settled_gate_changed": changed,
-        "images_with_another_gate": gates,
         "images_with_another_prediction": predictions,
         "batch_size": max(part.shape[1] for part in parts),
         "batches": len(parts),

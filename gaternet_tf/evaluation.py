@@ -102,29 +102,11 @@ def count_gates(model: keras.Model, batches) -> tuple[np.ndarray, int]:
     return on_for, images
 
 
-def gates_of_run(
-    workdir: str | os.PathLike, data_dir: str | None = None, split: str | None = None
-) -> tuple[keras.Model, np.ndarray, int]:
-    """Returns a finished run's model, and its `count_gates` on a split of its dataset.
-
-    Raises:
-      UserError: for no finished run, or a dataset or a split that is not there.
-    """
-    run = open_run(workdir)
-    data = dataset_with_classes(
-        run.labels, run.config, run.document["dataset"], None, data_dir, download=False
-    )
-    model = run.load_model()
-    batches = evaluation_batches(data, run.preprocessing, 250, split)
-    return (model, *count_gates(model, batches))
-
-
 def evaluate_run(
     workdir: str | os.PathLike,
     dataset: str | None = None,
     data_dir: str | None = None,
     download: bool = True,
-    batch_size: int = 250,
 ) -> dict:
     """Evaluates a finished run on the test split of a dataset with the run's classes.
 
@@ -139,7 +121,7 @@ def evaluate_run(
     data = dataset_with_classes(
         run.labels, run.config, run.document["dataset"], dataset, data_dir, download
     )
-    batches = evaluation_batches(data, run.preprocessing, batch_size)
+    batches = evaluation_batches(data, run.preprocessing, 250)
     result = {
         "dataset": data.name,
         "version": data.version,

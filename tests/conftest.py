@@ -13,7 +13,7 @@ import keras
 import pytest
 import tensorflow as tf
 from absl import app, flags
-from helpers import Finished, run_module, small_config
+from helpers import Finished, small_config
 
 # Before anything touches a device: two replicas need two devices.
 tf.config.set_logical_device_configuration(
@@ -37,16 +37,6 @@ def process_settings_unchanged():
     with tf.Graph().as_default():
         # Raises if operations are deterministic from here on, as this one has no seed.
         tf.random.uniform([])
-
-
-@pytest.fixture(name="run_module")
-def run_module_fixture(tmp_path):
-    """`run_module` in an empty directory."""
-
-    def call(module, *arguments, **options):
-        return run_module(module, *arguments, **{"cwd": tmp_path, **options})
-
-    return call
 
 
 @pytest.fixture(name="call")

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import struct
@@ -28,26 +27,20 @@ class Finished:
             assert word in self.err + self.out, (word, self.out, self.err)
 
 
-def run_module(module, *arguments, cwd, timeout=300, prepare=":") -> Finished:
+def run_module(module, *arguments, cwd) -> Finished:
     """Runs `python -m module arguments` in another directory, as a user would."""
-    return run_python("-m", module, *arguments, cwd=cwd, timeout=timeout, prepare=prepare)
+    return run_python("-m", module, *arguments, cwd=cwd)
 
 
-def run_python(*arguments, cwd, timeout=300, prepare=":") -> Finished:
-    """Runs `python arguments` in another directory, where it finds our modules.
-
-    `prepare` is what a shell does before, for limits and the like. (Not `preexec_fn`: a process
-    with gRPC's threads in it must not run Python between fork and exec; gRPC wakes up there, and
-    complains on the new process's stderr.)
-    """
-    command = [sys.executable, *map(str, arguments)]
+def run_python(*arguments, cwd) -> Finished:
+    """Runs `python arguments` in another directory, where it finds our modules."""
     done = subprocess.run(
-        ["sh", "-c", f'{prepare}; exec "$@"', "sh", *command],
+        [sys.executable, *map(str, arguments)],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=300,
     )
     return Finished(done.returncode, done.stdout, done.stderr)
 
@@ -121,20 +114,6 @@ def plant_run(path, result=None, dataset=None, **config):
     run.write_document(settings, {**facts, "labels": ["a", "b"]}, preprocessing)
     run.write_result(least | (result or {}))
     return run
-
-
-def spoil_json(path, *keys, value=None):
-    """Changes a part of a JSON file, or takes it out: `keys` lead to it."""
-    document = json.loads(path.read_text())
-    *parents, last = keys
-    part = document
-    for key in parents:
-        part = part[key]
-    if value is None:
-        del part[last]
-    else:
-        part[last] = value
-    path.write_text(json.dumps(document))
 
 
 def palette_bmp(numbers, palette, top_down=False):

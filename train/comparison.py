@@ -1,8 +1,6 @@
 """The paper's comparison from finished runs: the table and its figure."""
 
-import csv
 import dataclasses
-import io
 import json
 import os
 import pathlib
@@ -156,13 +154,6 @@ def as_markdown(rows: Sequence[Row]) -> str:
     """
     lines = [COLUMNS, ["---"] * len(COLUMNS), *map(_cells, rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def as_csv(rows: Sequence[Row]) -> str:
-    """Returns the same table for a spreadsheet."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *map(_cells, rows)])
-    return text.getvalue().rstrip("\n")
 
 
 def _cells(row):

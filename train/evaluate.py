@@ -9,7 +9,6 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Run directory to evaluate.", required=True)
 flags.DEFINE_string("dataset", None, "Dataset with the run's classes; default: the run's own.")
 define_settings("data_dir", "download")
-flags.DEFINE_integer("batch_size", 250, "Images per step.", lower_bound=1)
 
 
 def main(argv):
@@ -21,9 +20,7 @@ def print_evaluation():
     """Prints accuracy, loss and gate statistics of the test split."""
     from gaternet_tf.evaluation import describe, evaluate_run
 
-    result = evaluate_run(
-        FLAGS.workdir, FLAGS.dataset, FLAGS.data_dir, FLAGS.download, FLAGS.batch_size
-    )
+    result = evaluate_run(FLAGS.workdir, FLAGS.dataset, FLAGS.data_dir, FLAGS.download)
     print(f"dataset {result['dataset']} {result['version']}, split '{result['split']}'")
     print(describe(result))
 

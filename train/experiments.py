@@ -8,7 +8,7 @@ import textwrap
 
 from gaternet_tf.errors import UserError
 
-SMOKE = {"epochs": 1, "steps_per_epoch": 2, "batch_size": 16, "sparsity_warmup_epochs": 0.0}
+SMOKE = {"epochs": 1, "steps_per_epoch": 2, "batch_size": 16}
 """What `--smoke` changes: enough to see that everything runs, in a minute on a CPU."""
 WIDE = {"resnet20": 23, "resnet56": 18, "resnet164": 18}
 """Base channels of `wide`: those whose parameters come nearest to the gated network's."""

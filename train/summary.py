@@ -28,12 +28,20 @@ def main(argv):
 
 def print_summary():
     """Prints the table of the run, or of the network that the flags describe."""
-    from gaternet_tf.evaluation import gates_of_run
+    from gaternet_tf.data import evaluation_batches
+    from gaternet_tf.evaluation import count_gates, dataset_with_classes
     from gaternet_tf.models import build_gaternet
+    from gaternet_tf.runs import open_run
     from train.network_summary import as_text, summary_rows
 
     if FLAGS.workdir:
-        model, gates_on, images = gates_of_run(FLAGS.workdir, FLAGS.data_dir, FLAGS.split)
+        run = open_run(FLAGS.workdir)
+        data = dataset_with_classes(
+            run.labels, run.config, run.document["dataset"], None, FLAGS.data_dir, download=False
+        )
+        model = run.load_model()
+        batches = evaluation_batches(data, run.preprocessing, 250, FLAGS.split)
+        gates_on, images = count_gates(model, batches)
         rows = summary_rows(model, gates_on if len(gates_on) else None, images)
     else:
         shape = (FLAGS.image_size, FLAGS.image_size, FLAGS.channels)

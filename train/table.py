@@ -8,7 +8,6 @@ from train.command import run_command
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_enum("format", "markdown", ["markdown", "csv"], "How the table is printed.")
 flags.DEFINE_string(
     "output_dir", None, "Where comparison.csv, .png and .svg are written, if anywhere."
 )
@@ -24,13 +23,13 @@ def main(argv):
 def print_table(workdirs):
     """Prints the table, and draws its figure if asked to."""
     from gaternet_tf.runs import require_writable
-    from train.comparison import as_csv, as_markdown, compare, write_comparison
+    from train.comparison import as_markdown, compare, write_comparison
 
     rows = compare(workdirs)
     if FLAGS.output_dir:
         require_writable(FLAGS.output_dir, "--output_dir")
         write_comparison(rows, pathlib.Path(FLAGS.output_dir))
-    print(as_csv(rows) if FLAGS.format == "csv" else as_markdown(rows))
+    print(as_markdown(rows))
 
 
 if __name__ == "__main__":

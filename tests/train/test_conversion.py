@@ -108,7 +108,6 @@ def test_a_preactivation_of_exactly_zero_is_on_as_theirs_is(pictures):
         (["--checkpoint=it.pth", "--output=taken"], ["--output must be new or empty", "mine"]),
         (["--checkpoint=none.pth", "--output=run"], ["No such file", "none.pth"]),
         (["--checkpoint=it.pth", "--output=run"], ["must be a PyTorch file", "'it.pth'"]),
-        (["--to_torch=taken"], ["--workdir must be a directory that train.main wrote", "taken"]),
     ],
 )
 def test_the_command_refuses_bad_input_and_writes_nothing(call, tmp_path, flags, words):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from gaternet_tf import build_gaternet
-from train.network_summary import as_text, summary_rows
+from train.network_summary import summary_rows
 
 
 def cells(rows):
@@ -51,8 +51,3 @@ def test_gates_are_counted_by_unit():
     assert by_part["stage1 unit1"][-4:] == ["16", "5", "11", "0"]
     assert by_part["stage2 unit1"][-4:] == ["32", "0", "28", "4"]
     assert by_part["total"][-4:] == ["112", "5", "103", "4"]
-
-
-def test_the_text_lines_up():
-    text = as_text([["part", "output", "MACs"], ["stem", "8 x 8", "1,000"]])
-    assert text == "part  output   MACs\nstem  8 x 8   1,000"
