@@ -82,16 +82,6 @@ def calibrated(request):
     return model, expected, calibration, changed
 
 
-def test_calibration_counts_what_never_changes(calibrated):
-    _, expected, calibration, _ = calibrated
-    gates = expected["gates"].numpy()[:32] > 0
-    assert calibration.images == 32
-    np.testing.assert_array_equal(calibration.always_on, gates.all(axis=0))
-    np.testing.assert_array_equal(calibration.always_off, ~gates.any(axis=0))
-    for some in (calibration.always_on, calibration.always_off, calibration.free):
-        assert some.any()
-
-
 def test_exact_it_computes_the_same_for_every_batch(calibrated):
     model, expected, calibration, changed = calibrated
     network = SpecializedNetwork(model, calibration, "exact")
@@ -134,9 +124,6 @@ def test_a_unit_without_filters_disappears_and_so_does_a_gater_without_gates():
     short = SpecializedNetwork(model, calibration, "calibrated")
     report = short.report()
     assert report["units_removed"] == 1
-    assert report["gates"] == 224
-    parts = ("gates_settled_on", "gates_settled_off", "gates_free")
-    assert sum(report[part] for part in parts) == 224
     assert 32 <= report["filters_removed"] <= report["gates_settled_off"]
     scattered = sum(
         0 < len(part.channels) < model.get_layer(name).filters
