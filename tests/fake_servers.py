@@ -7,6 +7,7 @@ import io
 
 import grpc
 import numpy as np
+import tensorflow as tf
 from PIL import Image, PngImagePlugin
 
 from serving import wire
@@ -55,7 +56,8 @@ class FakeModel:
         response = wire.PredictResponse()
         response.model_spec.version.value = version
         for name, values in self.change_outputs(outputs).items():
-            response.outputs[name].CopyFrom(as_tensor(values))
+            tensor = tf.make_tensor_proto(values).SerializeToString()
+            response.outputs[name].MergeFromString(tensor)
         return response
 
     def _resolve(self, spec):
@@ -75,8 +77,8 @@ class FakeModel:
         ids = [value % 3 for value in values]
         outputs = {
             "labels": [LABELS[class_id] for class_id in ids],
-            "class_ids": ids,
-            "probabilities": [np.roll([0.5, 0.25, 0.125], class_id) for class_id in ids],
+            "class_ids": np.array(ids, np.int64),
+            "probabilities": np.float32([np.roll([0.5, 0.25, 0.125], number) for number in ids]),
         }
         if signature == "gates_bytes":
             outputs["gates"] = np.array([[1, value % 2, 0] for value in values], np.uint8)
@@ -103,47 +105,22 @@ class FakeModel:
         return response
 
 
-def as_tensor(values):
-    """Returns a tensor in typed fields, as TensorFlow Serving writes it."""
-    array = np.array(values)
-    dtype, field = {
-        "U": (wire.DT_STRING, "string_val"),
-        "f": (wire.DT_FLOAT, "float_val"),
-        "u": (wire.DT_UINT8, "int_val"),
-        "i": (wire.DT_INT64, "int64_val"),
-    }[array.dtype.kind]
-    tensor = wire.Tensor(dtype=dtype)
-    for size in array.shape:
-        tensor.tensor_shape.dim.add(size=size)
-    elements = array.ravel().tolist()
-    getattr(tensor, field).extend(
-        [element.encode() for element in elements] if dtype == wire.DT_STRING else elements
+def _service(name, method, call):
+    """Returns the handler of a service with one method."""
+
+    def answer(request, context):
+        try:
+            return call(request)
+        except RefusedError as error:
+            code, text = error.args
+            context.abort(grpc.StatusCode[code], text)
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        answer,
+        request_deserializer=getattr(wire, f"{method}Request").FromString,
+        response_serializer=lambda message: message.SerializeToString(),
     )
-    return tensor
-
-
-class _Handler(grpc.GenericRpcHandler):
-    def __init__(self, model):
-        self.model = model
-
-    def service(self, handler_call_details):
-        method = handler_call_details.method.rpartition("/")[2]
-        call = {"Predict": self.model.predict, "GetModelStatus": self.model.get_model_status}[
-            method
-        ]
-
-        def answer(request, context):
-            try:
-                return call(request)
-            except RefusedError as error:
-                code, text = error.args
-                context.abort(grpc.StatusCode[code], text)
-
-        return grpc.unary_unary_rpc_method_handler(
-            answer,
-            request_deserializer=getattr(wire, f"{method}Request").FromString,
-            response_serializer=lambda message: message.SerializeToString(),
-        )
+    return grpc.method_handlers_generic_handler(f"tensorflow.serving.{name}", {method: handler})
 
 
 @contextlib.contextmanager
@@ -153,7 +130,9 @@ def grpc_server(model, port=0, credentials=None):
         concurrent.futures.ThreadPoolExecutor(16),
         options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)],
     )
-    server.add_generic_rpc_handlers([_Handler(model)])
+    predict = _service("PredictionService", "Predict", model.predict)
+    status = _service("ModelService", "GetModelStatus", model.get_model_status)
+    server.add_generic_rpc_handlers([predict, status])
     if credentials is None:
         port = server.add_insecure_port(f"127.0.0.1:{port}")
     else:

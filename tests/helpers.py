@@ -116,55 +116,15 @@ def plant_run(path, result=None, dataset=None, **config):
     return run
 
 
-def palette_bmp(numbers, palette, top_down=False):
+def palette_bmp(numbers, palette):
     """A BMP with 8 bits a pixel: uint8 [height, width] numbers of the colours in a palette.
 
     `palette` is uint8 [up to 256, 3], RGB.
     """
     height, width = numbers.shape
     colors = b"".join(bytes((*color[::-1].tolist(), 0)) for color in palette)
-    stored = numbers if top_down else numbers[::-1]
-    rows = b"".join(row.tobytes().ljust((width + 3) // 4 * 4, b"\0") for row in stored)
-    start, high = 54 + len(colors), -height if top_down else height
+    rows = b"".join(row.tobytes().ljust((width + 3) // 4 * 4, b"\0") for row in numbers[::-1])
+    start = 54 + len(colors)
     head = struct.pack("<2sIII", b"BM", start + len(rows), 0, start)
-    facts = (40, width, high, 1, 8, 0, len(rows), 0, 0, len(palette), 0)
+    facts = (40, width, height, 1, 8, 0, len(rows), 0, 0, len(palette), 0)
     return head + struct.pack("<IiiHHIIiiII", *facts) + colors + rows
-
-
-CIFAR10_CLASSES = (
-    *("airplane", "automobile", "bird", "cat", "deer"),
-    *("dog", "frog", "horse", "ship", "truck"),
-)
-
-
-def write_cifar10_archive(directory, images, labels):
-    """Writes what the published archive holds: a label byte and 3,072 bytes [3, 32, 32] each.
-
-    The last four pictures are the test set.
-    """
-    folder = directory / "cifar-10-batches-bin"
-    folder.mkdir(parents=True)
-    (folder / "batches.meta.txt").write_text("\n".join(CIFAR10_CLASSES) + "\n")
-    records = [
-        bytes([label]) + image.transpose(2, 0, 1).tobytes()
-        for image, label in zip(images, labels, strict=True)
-    ]
-    for number in range(1, 6):
-        (folder / f"data_batch_{number}.bin").write_bytes(b"".join(records[number - 1 : -4 : 5]))
-    (folder / "test_batch.bin").write_bytes(b"".join(records[-4:]))
-
-
-def stand_in_for_cifar_server(monkeypatch, directory, images, labels) -> list[str]:
-    """Lets TFDS "download" these pictures; returns the list of addresses it asked for, so far."""
-    import tensorflow_datasets as tfds
-
-    write_cifar10_archive(directory, images, labels)
-    fetched = []
-
-    def fetch(self, url):
-        fetched.append(url)
-        return directory
-
-    monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", fetch)
-    monkeypatch.setattr("gaternet_tf.data.sources._unreachable", lambda url: None)
-    return fetched

@@ -70,7 +70,7 @@ def write_warm_up(version_dir: pathlib.Path, requests) -> None:
 
 
 def predict_request(inputs, model="toy", signature="", version=None, label=None):
-    """Returns a PredictRequest of arrays or TensorProtos."""
+    """Returns a PredictRequest of arrays."""
     request = predict_pb2.PredictRequest()
     request.model_spec.name = model
     request.model_spec.signature_name = signature
@@ -79,6 +79,5 @@ def predict_request(inputs, model="toy", signature="", version=None, label=None)
     if label is not None:
         request.model_spec.version_label = label
     for name, value in inputs.items():
-        proto = value if hasattr(value, "tensor_shape") else tf.make_tensor_proto(value)
-        request.inputs[name].CopyFrom(proto)
+        request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
     return request

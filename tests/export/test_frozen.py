@@ -122,9 +122,6 @@ def test_a_unit_without_filters_disappears_and_so_does_a_gater_without_gates():
     short = SpecializedNetwork(model, calibration, "calibrated")
     report = short.report()
     assert report["units_removed"] == 1
-    assert report["gates"] == 224
-    parts = ("gates_settled_on", "gates_settled_off", "gates_free")
-    assert sum(report[part] for part in parts) == 224
     assert 32 <= report["filters_removed"] <= report["gates_settled_off"]
     scattered = sum(
         0 < len(part.channels) < model.get_layer(name).filters

@@ -66,16 +66,16 @@ def test_nothing_numeric_is_there_before_it_is_published_and_then_all_can_read_i
     old = os.umask(0o077)
     try:
         with staging_directory(base) as directory:
-            (directory / "data").write_text("x")
+            (directory / "deeper").mkdir()
+            (directory / "deeper" / "data").write_text("x")
             assert existing_versions(base) == []
             assert publish(directory, base, 3) == 3
         assert os.umask(old) == 0o077
     finally:
         os.umask(old)
     assert os.listdir(base) == ["3"]
-    assert (base / "3" / "data").read_text() == "x"
-    for path in (base.parent, base, base / "3"):
-        assert path.stat().st_mode & 0o777 == 0o755
+    for path in (base.parent, *base.parent.rglob("*")):
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
 
 
 def test_a_number_that_is_taken_in_the_last_moment_is_left_as_it_is(tmp_path, monkeypatch):

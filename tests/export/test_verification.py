@@ -87,16 +87,6 @@ def test_graphs_that_a_server_would_stumble_over(version):
     assert "has jit_compile=True" in compiled
 
 
-def test_a_signature_of_another_name(version):
-    def rename(graph):
-        graph.signature_def["mine"].CopyFrom(graph.signature_def["gates"])
-        del graph.signature_def["gates"]
-
-    edit_graph(version, rename)
-    (problem,) = problems_of(version)
-    assert "the signatures must be" in problem
-
-
 def test_an_operation_that_servers_do_not_have(version):
     edit_graph(version, lambda graph: graph.graph_def.node.add(name="mine", op="MyOwnOperation"))
     (problem,) = problems_of(version)

@@ -26,9 +26,8 @@ def saved(image, suffix):
     return file.getvalue()
 
 
-@pytest.mark.parametrize("suffix", ["PNG", "JPEG", "GIF"])
-def test_files_and_bytes_are_sent_as_they_are(suffix, tmp_path):
-    data = saved(Image.fromarray(RANDOM.integers(0, 255, [5, 4, 3], np.uint8)), suffix)
+def test_files_and_bytes_are_sent_as_they_are(tmp_path):
+    data = saved(Image.fromarray(RANDOM.integers(0, 255, [5, 4, 3], np.uint8)), "JPEG")
     (tmp_path / "picture").write_bytes(data)
     assert encode(tmp_path / "picture") == encode(data) == data
 

@@ -1,20 +1,15 @@
-"""serving/docker: the files are valid, and agree with each other and with the documentation."""
+"""serving/docker: the files are valid and agree with each other."""
 
 import http.server
 import json
 import re
-import shutil
 import subprocess
 import threading
 
-import grpc
 import pytest
-from fake_servers import FakeModel, grpc_server
 from google.protobuf import text_format
 from helpers import ROOT
 from tensorflow_serving.config import model_server_config_pb2
-
-from serving.client import GaterNetClient, Tls, UnavailableError
 
 yaml = pytest.importorskip("yaml")
 
@@ -70,13 +65,9 @@ def test_model_lists_parse_and_label_only_versions_that_they_serve(name, labels)
 
 def test_batches_hold_the_warm_up_records():
     """tensorflow-serving-api has no message for this file; each number is in a wrapper."""
-    lines = (DOCKER / "batching.config").read_text().splitlines()
-    settings = [line for line in lines if not line.startswith("#")]
-    numbers = dict(re.fullmatch(r"(\w+) \{ value: (\d+) \}", line).groups() for line in settings)
-    assert set(numbers) == {
-        *("max_batch_size", "batch_timeout_micros", "max_enqueued_batches", "num_batch_threads")
-    }
-    assert int(numbers["max_batch_size"]) >= 32
+    text = (DOCKER / "batching.config").read_text()
+    (size,) = re.findall(r"^max_batch_size \{ value: (\d+) \}$", text, re.MULTILINE)
+    assert int(size) >= 32
 
 
 def test_compose_publishes_on_loopback_and_mounts_read_only():
@@ -138,32 +129,3 @@ def test_healthy_means_that_a_version_is_available(state, status):
         _, *command = compose()["healthcheck"]["test"]
         command[-1] = command[-1].replace("/8501", f"/{server.server_port}")
         assert subprocess.run(command, timeout=60).returncode == status
-
-
-@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl makes the certificates")
-def test_test_certificates_require_one_of_the_client(tmp_path):
-    tls = tmp_path / "tls"
-    subprocess.run([DOCKER / "make_test_tls.sh", tls, "localhost"], check=True)
-    assert tls.stat().st_mode & 0o077 == 0
-    settings = dict(re.findall(r"^(\w+): (.*)$", (tls / "ssl.config").read_text(), re.MULTILINE))
-    key, chain, authority = (
-        json.loads(settings[name]).encode() for name in ("server_key", "server_cert", "custom_ca")
-    )
-    assert settings["client_verify"] == "true"
-    credentials = grpc.ssl_server_credentials([(key, chain)], authority, True)
-    own = {"cert": tls / "client.pem", "key": tls / "client.key"}
-    with grpc_server(FakeModel(), credentials=credentials) as target:
-        target = target.replace("127.0.0.1", "localhost")
-        with GaterNetClient(target, "fake", tls=Tls(tls / "ca.pem", **own)) as client:
-            assert client.wait_ready() == 1
-        with (
-            GaterNetClient(target, "fake", tls=Tls(tls / "ca.pem")) as client,
-            pytest.raises(UnavailableError),
-        ):
-            client.status()
-
-
-def test_the_documentation_names_files_that_exist():
-    text = (ROOT / "docs" / "serving.md").read_text()
-    for path in re.findall(r"serving/docker/[\w./]*\w", text):
-        assert (ROOT / path).exists(), path

@@ -48,7 +48,7 @@ def test_help_needs_no_tensorflow(tmp_path, command):
         "main": [*names, "experiment", "workdir"],
         "evaluate": ["workdir", "data_dir", "download"],
         "summary": ["workdir", "backbone", "head_batch_norm"],
-        "table": ["format", "output_dir"],
+        "table": ["output_dir"],
         "convert": ["checkpoint", "backbone", "gater"],
     }
     for name in expected[command]:

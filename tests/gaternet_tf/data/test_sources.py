@@ -3,12 +3,39 @@
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from helpers import stand_in_for_cifar_server
 from sklearn.datasets import load_digits
 
 from gaternet_tf import UserError
 from gaternet_tf.data import open_dataset
 from gaternet_tf.data.sources import _unreachable
+
+
+def stand_in_for_cifar_server(monkeypatch, directory, images, labels) -> list[str]:
+    """Lets TFDS "download" these pictures; returns the list of addresses it asked for, so far.
+
+    The published archive holds a label byte and 3,072 bytes [3, 32, 32] of each picture. The last
+    four pictures are the test set.
+    """
+    folder = directory / "cifar-10-batches-bin"
+    folder.mkdir(parents=True)
+    names = "airplane automobile bird cat deer dog frog horse ship truck"
+    (folder / "batches.meta.txt").write_text(names.replace(" ", "\n") + "\n")
+    records = [
+        bytes([label]) + image.transpose(2, 0, 1).tobytes()
+        for image, label in zip(images, labels, strict=True)
+    ]
+    for number in range(1, 6):
+        (folder / f"data_batch_{number}.bin").write_bytes(b"".join(records[number - 1 : -4 : 5]))
+    (folder / "test_batch.bin").write_bytes(b"".join(records[-4:]))
+    fetched = []
+
+    def fetch(self, url):
+        fetched.append(url)
+        return directory
+
+    monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", fetch)
+    monkeypatch.setattr("gaternet_tf.data.sources._unreachable", lambda url: None)
+    return fetched
 
 
 def everything(dataset, split):
