@@ -45,7 +45,7 @@ $(INSTALLED): requirements.lock setup.cfg pyproject.toml
 	    exit 1; \
 	  fi; \
 	  $$found -m venv .venv; }
-	@echo "installing the locked dependencies into .venv (once; about 2 GB, minutes)"
+	@echo "installing the locked dependencies into .venv (once; about 2.7 GB, minutes)"
 	@$(PY) -m pip install --quiet --require-hashes -r requirements.lock
 	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

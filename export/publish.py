@@ -92,7 +92,8 @@ def staging_directory(base: pathlib.Path) -> Iterator[pathlib.Path]:
         for path in base.glob(f"{STAGING}*"):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > STALE:
-                    shutil.rmtree(path)
+                    # Those of another user stay.
+                    shutil.rmtree(path, ignore_errors=True)
         yield directory
     finally:
         os.umask(umask)
@@ -146,8 +147,9 @@ def remove_old_versions(base: pathlib.Path, newest: int, keep: int) -> list[int]
     for number in removed:
         # Out of servers' sight first, so that they never see half a version.
         hidden = tempfile.mkdtemp(prefix=STAGING, dir=base)
-        os.rename(base / str(number), hidden)
-        shutil.rmtree(hidden)
+        with contextlib.suppress(FileNotFoundError):  # Another export removes it.
+            os.rename(base / str(number), hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
     return removed
 
 

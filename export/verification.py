@@ -133,14 +133,18 @@ def _wrong_answers(records: list[Request], answers: list[Answer], manifest) -> I
             yield f"{name}: its probabilities do not sum up to 1"
         best = scores.argmax(axis=1)
         every_label = np.tile(labels, (rows, 1))
-        for key, due in {"class_ids": best, "labels": labels[best], "classes": every_label}.items():
-            if key in outputs and not np.array_equal(outputs[key], due):
+        for key, expected in {
+            "class_ids": best,
+            "labels": labels[best],
+            "classes": every_label,
+        }.items():
+            if key in outputs and not np.array_equal(outputs[key], expected):
                 yield f"{name}: its {key} are not those of its probabilities and the manifest"
         if "gates" in outputs:
-            gates, due = outputs["gates"], (rows, manifest["gates"]["count"])
-            if gates.shape != due or (gates > 1).any():
-                yield f"{name}: its gates must be 0 or 1 and have the shape {due}"
+            gates, shape = outputs["gates"], (rows, manifest["gates"]["count"])
+            if gates.shape != shape or (gates > 1).any():
+                yield f"{name}: its gates must be 0 or 1 and have the shape {shape}"
         # Records of the same size hold the same pictures.
-        expected = scores_of_size.setdefault(rows, scores)
-        if not np.allclose(scores, expected, atol=TOLERANCE):
+        earlier = scores_of_size.setdefault(rows, scores)
+        if not np.allclose(scores, earlier, atol=TOLERANCE):
             yield f"{name}: its probabilities differ from another signature's"

@@ -5,6 +5,6 @@ class UserError(ValueError):
     """A request that cannot be met as it stands.
 
     Its text says what is required, what came and what to do. Commands print it and exit with
-    status 1; everything that is not a `UserError` (or an `OSError`) is a fault of ours and keeps
+    status 1; everything that is not a `UserError` (or an `OSError`) is a bug and keeps
     its traceback.
     """

@@ -158,7 +158,7 @@ def dataset_with_classes(
     skip = config.get("skip_unreadable", False)
     data = open_dataset(dataset or config["dataset"], data_dir, download, skip)
     now = data.describe()
-    # A published test split stays what it is in another version; one of ours is drawn anew.
+    # A published test split stays what it is in another version; a held-out one is drawn again.
     keys = ["content", "version"] if now["test_held_out_of"] else ["content"]
     for key in keys:
         if dataset is None and key in recorded and recorded[key] != now[key]:

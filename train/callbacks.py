@@ -140,7 +140,7 @@ class Validation(keras.callbacks.Callback):
 
 
 class BestWeights(keras.callbacks.Callback):
-    """Keeps the weights of the epoch with the best validation accuracy, of equals the latest.
+    """Keeps the weights of the epoch with the best validation accuracy, the latest among equals.
 
     Its variables are saved in the checkpoints, so that a resumed run knows the best epoch before
     it. To be made outside a strategy's scope: one copy is enough.

@@ -146,6 +146,10 @@ class TrainingConfig:
             value = getattr(self, field.name)
             if problem := _problem(value, **field.metadata):
                 raise UserError(f"--{field.name} must be {problem}, got {value}")
+        if self.dataset.startswith("folder:") and not self.image_size:
+            raise UserError(
+                f"the pictures of '{self.dataset}' have no common size; give --image_size=PIXELS"
+            )
         if self.attention != "none" and self.gater != NO_GATER:
             raise UserError(
                 f"--attention={self.attention} takes the place of the gates and needs "

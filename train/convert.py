@@ -12,8 +12,8 @@ from train.command import define_settings, run_command
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("checkpoint", None, "PyTorch file in the authors' format, to make a run of.")
-flags.DEFINE_string("to_torch", None, "Finished run, to make a PyTorch file of.")
+flags.DEFINE_string("checkpoint", None, "PyTorch file in the authors' format, to convert to a run.")
+flags.DEFINE_string("to_torch", None, "Finished run, to convert to a PyTorch file.")
 flags.DEFINE_string(
     "output", None, "Run directory or file to write; default with --to_torch: RUN/authors.pth."
 )

@@ -107,6 +107,9 @@ class Training:
         self.shared_checkpoints = RunDirectory(workdir).checkpoints
         self.settings = dataclasses.asdict(config)
         lasting = {key: self.settings[key] for key in self.settings if key not in ENVIRONMENT}
+        if self.workers > 1:
+            latest = [os.path.basename(path) for path in saved_checkpoints(self.shared_checkpoints)]
+            require_same_start(self.strategy, [lasting, latest[-1:]])
         if self.worker == 0:
             self.run = prepare_run(workdir, lasting)
         else:
@@ -125,6 +128,8 @@ class Training:
             self.model = build_and_compile(config, shape, classes, self.steps, self.replicas)
         stack.enter_context(self.run.locked())
         if self.run.config_file.exists():
+            # Another process may have trained here before this one locked the run.
+            prepare_run(workdir, lasting)
             self._compare_document()
         else:
             self.run.write_document(
@@ -135,9 +140,6 @@ class Training:
         with self.strategy.scope():
             self.checkpoints = Checkpoints(self.run, self.model, self.best, self.steps)
         self.evaluator = Evaluator(self.model)
-        if self.workers > 1:
-            latest = [os.path.basename(path) for path in saved_checkpoints(self.shared_checkpoints)]
-            require_same_start(self.strategy, [lasting, latest[-1:]])
 
     def _compare_document(self):
         """Raises `UserError` if the run to resume began with other data."""

@@ -20,8 +20,9 @@ from gaternet_tf.errors import UserError
 from gaternet_tf.seeds import derive_seed
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
-TESTS = ("test", "validation", "val")
-"""Names of directories that can be the test, in order of preference."""
+TRAINS = ("train", "training")
+TESTS = ("test", "testing", "validation", "valid", "val")
+"""Names of directories, in any case, that can be a split, in order of preference."""
 LAYOUT = "DIR/train/CLASS/* and DIR/test/CLASS/*, or DIR/CLASS/*"
 
 
@@ -50,11 +51,10 @@ def find_pictures(directory: str) -> tuple[list[Picture], list[str]]:
     if not folder.is_dir():
         raise UserError(f"--dataset=folder:DIR must be a directory, and '{directory}' is not one")
     # A class may be called "train" too, but then it holds pictures and no classes.
-    if train := _pictures(folder / "train", "train"):
-        test = next((name for name in TESTS if _pictures(folder / name, "test")), TESTS[0])
-        pictures = train + _pictures(folder / test, "test")
-        names = [child.name for child in _subdirectories(folder)]
-        unused = [name for name in names if name not in ("train", test)]
+    if train := _split(folder, TRAINS, "train"):
+        pictures = train + _split(folder, TESTS, "test")
+        used = {picture.path.relative_to(folder).parts[0] for picture in pictures}
+        unused = [child.name for child in _subdirectories(folder) if child.name not in used]
     else:
         pictures, unused = _hold_test_out(folder, _pictures(folder, "train")), []
     _check_classes(pictures, directory)
@@ -64,6 +64,13 @@ def find_pictures(directory: str) -> tuple[list[Picture], list[str]]:
 def _subdirectories(folder):
     children = folder.iterdir() if folder.is_dir() else []
     return sorted(child for child in children if child.is_dir() and not child.name.startswith("."))
+
+
+def _split(folder, names, split) -> list[Picture]:
+    """Returns the pictures of the first of the named directories that has classes with pictures."""
+    children = {child.name.lower(): child for child in _subdirectories(folder)}
+    found = (_pictures(children[name], split) for name in names if name in children)
+    return next(filter(None, found), [])
 
 
 def _pictures(folder, split) -> list[Picture]:

@@ -33,7 +33,7 @@ training."""
 EPILOG = """\
 exit status:
   0  every picture was classified
-  1  the server answered with another error, or the model is not one of ours
+  1  the server answered with another error, or the model was not made by export.main
   2  wrong usage
   3  some pictures were not classified; the others were
   4  the server cannot be reached, has no room, or did not answer in time
@@ -73,6 +73,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--in_flight", type=positive(int), default=4, help="requests at once (%(default)s)"
     )
     options = parser.parse_args(arguments)
+    if options.pictures and options.status:
+        parser.error("--status takes no pictures")
     if not options.pictures and not options.status and options.wait_ready is None:
         parser.error("the following arguments are required: PICTURE (or --status, --wait_ready)")
     return options
@@ -87,7 +89,7 @@ def classify(client: GaterNetClient, paths: Sequence[str], options) -> tuple[lis
             if sys.stderr.isatty():
                 print(f"{len(answers)} of {len(paths)}", end="\r", file=sys.stderr)
     except ClientError as error:
-        if all(isinstance(answer, ClientError) for answer in answers):
+        if not answers:
             raise
         # What was answered before the server failed is worth printing.
         return answers + [error] * (len(paths) - len(answers)), exit_status(error)
@@ -176,6 +178,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     options = parse_arguments(arguments)
     paths = find_pictures(options.pictures)
+    if options.pictures and not paths:
+        print_error(PROGRAM, "the standard input must name a picture per line, and is empty")
+        return USAGE
     try:
         client = open_client(options, batch_size=options.batch_size, in_flight=options.in_flight)
     except (OSError, ValueError) as error:

@@ -74,6 +74,11 @@ ERRORS: dict[grpc.StatusCode, tuple[type[ClientError], str]] = {
         UnavailableError,
         "give it longer (--timeout), or ask less at once (--batch_size)",
     ),
+    grpc.StatusCode.FAILED_PRECONDITION: (
+        ClientError,
+        "serve what python -m export.main wrote; for --gates a version must have the signature "
+        "'gates_bytes', so export an older one again",
+    ),
     grpc.StatusCode.NOT_FOUND: (
         UnknownModelError,
         "check the name, the version and the label (--model, --version, --label)",
@@ -87,8 +92,8 @@ class Tls:
     """Files for TLS, in PEM.
 
     Attributes:
-      ca: certificates of the authorities that may have signed the server's; None for those that
-        gRPC brings.
+      ca: certificates of the authorities that may have signed the server's; None for
+        gRPC's own.
       cert: the client's own certificate, for servers that ask for one (mutual TLS).
       key: its private key.
       server_name: the name in the server's certificate, if it is not the target's host.

@@ -51,7 +51,9 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
     server.add_argument(
         "--tls", action="store_true", help="use TLS; implied by the other flags for TLS"
     )
-    server.add_argument("--tls_ca", metavar="PEM", help="authorities (those that gRPC brings)")
+    server.add_argument(
+        "--tls_ca", metavar="PEM", help="the authorities' certificates (default: gRPC's own)"
+    )
     server.add_argument("--tls_cert", metavar="PEM", help="the client's certificate (mutual TLS)")
     server.add_argument("--tls_key", metavar="PEM", help="the key of --tls_cert")
     server.add_argument(

@@ -52,11 +52,14 @@ def main(argv):
         "(for development and tests; production is TensorFlow Serving)",
         flush=True,
     )
+    last_error = ""
     while not stop.wait(FLAGS.file_system_poll_wait_seconds):
         try:
             model.poll()
         except ValueError as error:
-            logging.error("version %d goes on serving: %s", model.loaded.number, error)
+            if str(error) != last_error:
+                logging.error("version %d goes on serving: %s", model.loaded.number, error)
+            last_error = str(error)
     server.stop(GRACE_SECONDS).wait()
     print("server stopped", flush=True)
     return 0

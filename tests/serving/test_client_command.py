@@ -62,6 +62,14 @@ def test_prints_a_table_of_files_and_directories(command, folder):
     ]
 
 
+def test_pictures_that_would_go_unseen_are_wrong_usage(command, folder, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    status, out, err = command("-")
+    assert (status, out) == (2, "")
+    assert "must name a picture per line, and is empty" in err
+    assert command("--status", "set/a.png")[0] == 2
+
+
 def test_prints_json(command, folder):
     flags = ["--output=json", "--gates", "--top=2"]
     status, out, err = command(*flags, "missing.png", "set/b")

@@ -24,6 +24,7 @@ def test_the_defaults_are_legal():
         ({"momentum": 1.0}, "--momentum must be below 1, got 1.0"),
         ({"epochs": 0}, "--epochs must be 1 or more, got 0"),
         ({"validation": 1.0}, "--validation must be below 1"),
+        ({"dataset": "folder:mine"}, "no common size; give --image_size=PIXELS"),
         ({"attention": "se"}, "--attention=se takes the place of the gates and needs"),
         ({"deterministic": True, "jit_compile": True}, "--deterministic does not go with"),
         ({"strategy": "multi_worker", "jit_compile": True}, "leave out --jit_compile"),

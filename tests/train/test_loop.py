@@ -77,7 +77,14 @@ def test_tensorboard_has_the_parts_of_the_loss_and_the_gate_statistics(trained):
 
 @pytest.mark.usefixtures("eager")
 @pytest.mark.filterwarnings("ignore:Even though:UserWarning")
-def test_a_plain_network_in_bfloat16_trains_by_the_same_path(data_dir, tmp_path):
+def test_a_plain_network_in_bfloat16_trains_by_the_same_path(data_dir, tmp_path, monkeypatch):
+    evaluated = []
+
+    def record_split(dataset, preprocessing, batch_size, split=None):
+        evaluated.append(split or dataset.test_split)
+        return evaluation_batches(dataset, preprocessing, batch_size, split)
+
+    monkeypatch.setattr("train.loop.evaluation_batches", record_split)
     config = small_config(
         data_dir,
         gater="none",
@@ -89,6 +96,8 @@ def test_a_plain_network_in_bfloat16_trains_by_the_same_path(data_dir, tmp_path)
         label_smoothing=0.1,
     )
     result = train(config, tmp_path / "run")
+    # The test split is evaluated once, at the end; every epoch has the validation images.
+    assert evaluated == ["test"]
     assert "gate_rate" not in result
     assert result["parameters"] == 77_754
     assert result["selected_epoch"] == 2

@@ -122,6 +122,14 @@ def test_a_validation_directory_is_the_test_where_there_is_no_other(folder):
     assert dataset.remarks == ()
 
 
+def test_names_of_splits_may_have_capitals(folder):
+    (folder / "train").rename(folder / "Training")
+    (folder / "test").rename(folder / "TEST")
+    dataset = opened(folder)
+    assert (dataset.size("train"), dataset.size("test")) == (20, 4)
+    assert dataset.remarks == ()
+
+
 def test_splits_of_unknown_names_are_no_classes(folder):
     (folder / "train").rename(folder / "learn")
     (folder / "test").rename(folder / "exam")
