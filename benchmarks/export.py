@@ -7,20 +7,20 @@ Session, where they take turns, so that a noisy machine is noisy for all of them
 after them.
 """
 
-import os
 import pathlib
 import statistics
-import sys
 import tempfile
 import time
 import unittest.mock
 
-from absl import app, flags, logging
+from absl import flags
+
+from gaternet_tf.command import define_path, run, run_command
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("workdir", None, "Directory of a finished run.", required=True)
-flags.DEFINE_string("data_dir", None, "TFDS directory with the run's dataset.")
+define_path("workdir", None, "Directory of a finished run.", required=True)
+define_path("data_dir", None, "TFDS directory with the run's dataset.")
 flags.DEFINE_multi_integer("batch", [1, 8, 32], "Batch sizes.", lower_bound=1)
 flags.DEFINE_integer("rounds", 30, "Timed calls of each.", lower_bound=2)
 
@@ -31,23 +31,19 @@ WARM_UP = 5
 
 def main(argv):
     """Prints the table."""
-    if len(argv) > 1:
-        raise app.UsageError(f"benchmarks.export takes flags only, got '{argv[1]}'")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.set_verbosity(logging.ERROR)
+    return run_command("benchmarks.export", argv, print_table)
+
+
+def print_table():
+    """Exports the run in all ways and lets them take turns."""
     import numpy as np
 
     from export.session import Request, run_requests
     from export.signatures import write_saved_model
-    from gaternet_tf.errors import UserError
     from gaternet_tf.runs import open_run
 
-    try:
-        run = open_run(FLAGS.workdir)
-        networks, pictures = networks_of(run)
-    except UserError as error:
-        print(f"benchmarks.export: error: {error}", file=sys.stderr)
-        return 1
+    run = open_run(FLAGS.workdir)
+    networks, pictures = networks_of(run)
     images = [np.resize(pictures, (n, *run.preprocessing.shape)) for n in FLAGS.batch]
     with tempfile.TemporaryDirectory() as scratch:
         versions = [pathlib.Path(scratch) / str(number) for number in range(len(networks))]
@@ -68,7 +64,6 @@ def main(argv):
             for name, times in rows.items():
                 cells = [quartiles(seconds) for seconds in times]
                 print(f"| {title} | {name} | {' | '.join(cells)} |", flush=True)
-    return 0
 
 
 def quartiles(seconds) -> str:
@@ -167,4 +162,4 @@ def time_openvino(network, images, threads) -> list[list[float]]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

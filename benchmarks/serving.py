@@ -8,15 +8,15 @@ several rounds, of which the medians count: what else the machine does slows all
 
 import argparse
 import functools
-import os
 import pathlib
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 
+from gaternet_tf.command import run_command
 from serving.client import ClientError, GaterNetClient
-from serving.client.command_line import positive, print_error
+from serving.client.command_line import path, positive, print_error
 from serving.client.pictures import encode
 from serving.demo import MODEL, local_server
 from serving.loadtest import run_load
@@ -38,7 +38,6 @@ def client_cost(client: GaterNetClient, picture, requests: int) -> float:
 
 def load_signature(model_base_path: str) -> Callable[[Sequence[bytes]], object]:
     """Returns a function that calls the newest version's signature `image_bytes` here."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
     versions = [path for path in pathlib.Path(model_base_path).iterdir() if path.name.isdecimal()]
@@ -72,7 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--model_base_path", required=True, help="directory with versions below it")
+    parser.add_argument(
+        "--model_base_path", type=path, required=True, help="directory with versions below it"
+    )
     for flag, default, text in (
         ("--seconds", 2.0, "of each row in each of the rounds"),
         ("--batch_size", 32, "pictures of a large request"),
@@ -116,4 +117,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("benchmarks.serving", [], main))

@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
-from train.command import run_command
+from gaternet_tf.command import run, run_command
 
 FLAGS = flags.FLAGS
 
@@ -42,9 +42,9 @@ def compare(title: str, contenders: dict[str, Callable[[], int]], base: str) -> 
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(FLAGS.rounds + 1):
-        for name, run in contenders.items():
+        for name, turn_of in contenders.items():
             started = time.perf_counter()
-            images = run() * FLAGS.batch_size
+            images = turn_of() * FLAGS.batch_size
             if turn:
                 times[name].append((time.perf_counter() - started) / images)
     seconds = {name: statistics.median(values) for name, values in times.items()}
@@ -206,4 +206,4 @@ def print_tables():
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

@@ -1,16 +1,16 @@
 """Exports a trained run: python -m export.main --workdir=runs/demo --output_dir=models/gaternet"""
 
 import dataclasses
-import os
-import sys
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags
+
+from gaternet_tf.command import define_path, run, run_command
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("workdir", None, "Directory of a finished run.", required=True)
-flags.DEFINE_string(
+define_path("workdir", None, "Directory of a finished run.", required=True)
+define_path(
     "output_dir", None, "Directory of the model, for example models/gaternet.", required=True
 )
 flags.DEFINE_integer(
@@ -32,8 +32,8 @@ flags.DEFINE_enum(
     "never does.",
 )
 flags.DEFINE_string("calibration_split", "train", "Split of the run's dataset to calibrate on.")
-flags.DEFINE_string("data_dir", None, "TFDS directory with the run's dataset, for 'specialize'.")
-flags.DEFINE_string(
+define_path("data_dir", None, "TFDS directory with the run's dataset, for 'specialize'.")
+define_path(
     "warmup_images", None, "Picture, or directory of pictures, to warm up with; default: the run's."
 )
 flags.DEFINE_integer("keep", None, "Keeps so many versions and removes older ones.", 1)
@@ -41,23 +41,17 @@ flags.DEFINE_integer("keep", None, "Keeps so many versions and removes older one
 
 def main(argv):
     """Exports the run of the flags; returns the exit status."""
-    if len(argv) > 1:
-        raise app.UsageError(f"export.main takes flags only, got '{argv[1]}'")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.set_verbosity(logging.ERROR)
-    from export.exporting import ExportConfig, export_run
-    from gaternet_tf.errors import UserError
+    return run_command("export.main", argv, export)
 
-    try:
-        names = [field.name for field in dataclasses.fields(ExportConfig)]
-        settings: dict[str, Any] = {name: FLAGS[name].value for name in names}
-        directory = export_run(ExportConfig(**settings))
-    except (UserError, OSError) as error:
-        print(f"export.main: error: {error}", file=sys.stderr)
-        return 1
-    print(f"exported {FLAGS.workdir} to {directory}")
-    return 0
+
+def export():
+    """Publishes the version, and prints where."""
+    from export.exporting import ExportConfig, export_run
+
+    names = [field.name for field in dataclasses.fields(ExportConfig)]
+    settings: dict[str, Any] = {name: FLAGS[name].value for name in names}
+    print(f"exported {FLAGS.workdir} to {export_run(ExportConfig(**settings))}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

@@ -1,23 +1,25 @@
 """Checks exported versions: python -m export.verify models/gaternet/1"""
 
-import os
+import pathlib
 import sys
 
-from absl import app, logging
+from gaternet_tf.command import local_path, run, run_command
+from gaternet_tf.errors import UserError
 
 
 def main(argv):
     """Checks the versions given as arguments; returns the exit status."""
-    if len(argv) < 2:
-        raise app.UsageError("export.verify takes version directories, such as models/gaternet/1")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.set_verbosity(logging.ERROR)
-    import pathlib
+    return run_command("export.verify", argv[:1], lambda: verify(argv[1:]))
 
+
+def verify(version_dirs):
+    """Prints what is wrong with each version; returns whether anything is, as an exit status."""
     from export.verification import problems_of
 
+    if not version_dirs:
+        raise UserError("this command takes version directories, such as models/gaternet/1")
     status = 0
-    for version_dir in argv[1:]:
+    for version_dir in map(local_path, version_dirs):
         if problems := problems_of(pathlib.Path(version_dir)):
             status = 1
             for problem in problems:
@@ -28,4 +30,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

@@ -3,13 +3,29 @@
 Importing the package registers its layers with Keras, so that a saved model loads.
 """
 
+import os
 import sys
 
 from gaternet_tf.version import __version__
 
-# `python -m gaternet_tf.analysis` imports this package while sys.argv is still ["-m", ...]. Leaving
-# TensorFlow out then lets the command answer --help, and choose what TensorFlow logs, before it.
-if sys.argv[:1] != ["-m"]:
+COMMANDS = ("train", "export", "serving", "benchmarks", "gaternet_tf")
+
+
+def _runs_a_command() -> bool:
+    """Whether this process is a command of this project, such as `python -m train.main`.
+
+    Commands import TensorFlow themselves, when they know that they need it.
+    """
+    if sys.argv[:1] == ["-m"]:
+        return True  # Python is looking for the module to run, in this package or beside it.
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None or not spec.origin or spec.name.partition(".")[0] not in COMMANDS:
+        return False
+    beside = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return os.path.commonpath([beside, os.path.abspath(spec.origin)]) == beside
+
+
+if not _runs_a_command():
     try:
         from gaternet_tf import layers, losses, models
         from gaternet_tf.errors import UserError

@@ -18,10 +18,13 @@ import pathlib
 import platform
 import subprocess
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from gaternet_tf.data import Preprocessing
 from gaternet_tf.documents import read_json, write_json, write_text
 from gaternet_tf.errors import UserError
+
+if TYPE_CHECKING:
+    from gaternet_tf.data import Preprocessing
 
 FORMAT = "gaternet-run-1"
 
@@ -55,8 +58,10 @@ class RunDirectory:
         return self.document["config"]
 
     @property
-    def preprocessing(self) -> Preprocessing:
+    def preprocessing(self) -> "Preprocessing":
         """Size and normalisation of the run's input."""
+        from gaternet_tf.data import Preprocessing
+
         return Preprocessing.from_dict(self.document["preprocessing"])
 
     @property
@@ -111,7 +116,7 @@ class RunDirectory:
             os.close(directory)
 
     def write_document(
-        self, config: dict, dataset: dict, preprocessing: Preprocessing, replicas: int = 1
+        self, config: dict, dataset: dict, preprocessing: "Preprocessing", replicas: int = 1
     ) -> None:
         """Makes the directory, if it is new, and writes config.json, which makes it a run."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -142,6 +147,8 @@ class RunDirectory:
         """Returns the trained Keras model, not compiled."""
         import keras
 
+        import gaternet_tf.models  # noqa: F401  Its layers are registered with Keras then.
+
         return keras.models.load_model(self.model_file, compile=False)
 
 
@@ -155,11 +162,11 @@ def prepare_run(path: str | os.PathLike, config: dict) -> RunDirectory:
     if not run.config_file.exists():
         require_new(path, "--workdir")
         return run
-    _require_run(run)
+    _require_run(run, "--workdir")
     if run.finished:
         raise UserError(
-            f"--workdir must be new or a run to resume, and the run in '{path}' is finished; "
-            "choose another --workdir"
+            f"--workdir must be new or a run to resume, and the run in '{path}' is finished; to "
+            f"train on from its weights give --init_from={path} and another --workdir"
         )
     old = run.config
     if differing := [key for key in config if config[key] != old.get(key)]:
@@ -171,27 +178,27 @@ def prepare_run(path: str | os.PathLike, config: dict) -> RunDirectory:
     return run
 
 
-def open_run(path: str | os.PathLike) -> RunDirectory:
-    """Opens a finished run for reading.
+def open_run(path: str | os.PathLike, flag: str = "--workdir") -> RunDirectory:
+    """Opens a finished run for reading; `flag` is where its path came from.
 
     Raises:
       UserError: when there is no run at `path`, or it did not finish.
     """
     run = RunDirectory(path)
-    _require_run(run)
+    _require_run(run, flag)
     if not run.finished:
         raise UserError(
-            f"--workdir must be a finished run, and '{path}' stopped after {len(run.metrics())} of "
+            f"{flag} must be a finished run, and '{path}' stopped after {len(run.metrics())} of "
             f"{run.config['epochs']} epochs without a result.json; the command that started it "
             "resumes it"
         )
     return run
 
 
-def _require_run(run):
+def _require_run(run, flag):
     if not is_run(run.path):
         raise UserError(
-            f"--workdir must be a directory that train.main wrote, with a config.json of format "
+            f"{flag} must be a directory that train.main wrote, with a config.json of format "
             f"{FORMAT}, and '{run.path}' is none"
         )
 

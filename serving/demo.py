@@ -12,8 +12,9 @@ import sys
 import threading
 from collections.abc import Iterator
 
+from gaternet_tf.command import run_command
 from serving.client import ClientError, GaterNetClient, Prediction
-from serving.client.command_line import format_gates, format_table, print_error
+from serving.client.command_line import format_gates, format_table, path, print_error
 
 START_SECONDS = 120
 MODEL = "gaternet"
@@ -63,8 +64,10 @@ def classify_labelled(target: str, pictures: list[pathlib.Path]) -> bool:
 def main(arguments=None) -> int:
     """Runs the demonstration; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m serving.demo", description=__doc__)
-    parser.add_argument("--model_base_path", required=True, help="directory with versions below it")
-    parser.add_argument("pictures", help="directory with pictures CLASS/NAME.png")
+    parser.add_argument(
+        "--model_base_path", type=path, required=True, help="directory with versions below it"
+    )
+    parser.add_argument("pictures", type=path, help="directory with pictures CLASS/NAME.png")
     options = parser.parse_args(arguments)
     pictures = sorted(pathlib.Path(options.pictures).glob("*/*.png"))
     if not pictures:
@@ -78,4 +81,4 @@ def main(arguments=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("serving.demo", [], main, tensorflow=False))

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gaternet_tf.command import run_command
 from serving.client import ClientError, PictureError
 from serving.client.command_line import (
     OK,
@@ -165,4 +166,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     # Ctrl-C ends the process at once, also while gRPC waits.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    sys.exit(main())
+    sys.exit(run_command(PROGRAM, [], main, tensorflow=False, prints_only=True))

@@ -46,11 +46,11 @@ def run_python(*arguments, cwd) -> Finished:
 
 
 def help_without_tensorflow(module, cwd):
-    """What `--helpshort` of a command prints where TensorFlow cannot be imported."""
+    """What `--help` of a command prints where TensorFlow cannot be imported."""
     program = f"""
 import runpy, sys
 sys.modules["tensorflow"] = None
-sys.argv = [{module!r}, "--helpshort"]
+sys.argv = [{module!r}, "--help"]
 runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
 """
     done = run_python("-c", program, cwd=cwd)

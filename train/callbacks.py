@@ -2,11 +2,15 @@
 
 import math
 import pathlib
+import shutil
+import sys
 import time
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+import tqdm
 
 from gaternet_tf.errors import UserError
 from gaternet_tf.runs import RunDirectory
@@ -22,6 +26,11 @@ PRINTED = (
     *("val_accuracy", "val_gate_rate", "learning_rate", "seconds", "resumed_after_step"),
 )
 """What the line of an epoch shows; metrics.jsonl and TensorBoard have all."""
+DISPENSABLE = (
+    *("learning_rate", "sparsity_loss", "task_loss", "val_gate_rate", "seconds", "accuracy"),
+)
+"""What it leaves out, in this order, until it fits into the terminal."""
+BAR = "{desc} {percentage:3.0f}% {bar} {n_fmt}/{total_fmt} [{remaining} left{postfix}]"
 
 
 def step_of(model: keras.Model) -> int:
@@ -175,17 +184,32 @@ class BestWeights(keras.callbacks.Callback):
 
 
 class EpochLog(keras.callbacks.Callback):
-    """Appends each epoch to metrics.jsonl, and prints a line per epoch if asked to.
+    """Appends each epoch to metrics.jsonl, and prints a line of it.
 
     The numbers of an epoch that was resumed in its middle are averages since then; its record
     says `resumed_after_step`, which is `first_step`.
+
+    Args:
+      run: the run that is trained.
+      epochs: of the whole run.
+      best: knows which epoch is the best one so far, which its line says.
+      prints: whether lines are printed.
+      first_step: steps of the first epoch that are already done.
     """
 
-    def __init__(self, run: RunDirectory, epochs: int, print_lines: bool, first_step: int = 0):
+    def __init__(
+        self,
+        run: RunDirectory,
+        epochs: int,
+        best: BestWeights | None = None,
+        prints: bool = True,
+        first_step: int = 0,
+    ):
         super().__init__()
         self.run = run
         self.epochs = epochs
-        self.print_lines = print_lines
+        self.best = best
+        self.prints = prints
         self.first_step = first_step
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -198,9 +222,67 @@ class EpochLog(keras.callbacks.Callback):
         if self.first_step:
             values["resumed_after_step"] = self.first_step
         self.run.append_metrics({"epoch": epoch + 1, **values})
-        if self.print_lines:
-            text = "  ".join(f"{key} {values[key]:.4g}" for key in PRINTED if key in values)
-            print(f"epoch {epoch + 1}/{self.epochs}  {text}", flush=True)
+        if self.prints:
+            best = self.best is not None and int(self.best.epoch.numpy()) == epoch + 1
+            columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
+            print(epoch_line(epoch + 1, self.epochs, values, best, columns), flush=True)
+
+
+def epoch_line(epoch: int, epochs: int, values: dict, best: bool, columns: float) -> str:
+    """Returns the line of an epoch; without its `DISPENSABLE` values where it has few columns."""
+    shown = [key for key in PRINTED if key in values]
+    for key in ("", *DISPENSABLE):
+        shown = [other for other in shown if other != key]
+        parts = [f"epoch {epoch}/{epochs}"]
+        for other in shown:
+            mark = " (best)" if best and other == "val_accuracy" else ""
+            parts.append(f"{other} {values[other]:.4g}{mark}")
+        line = "  ".join(parts)
+        if len(line) < columns:
+            break
+    return line
+
+
+class ProgressBar(keras.callbacks.Callback):
+    """Shows on a terminal how far an epoch is, and the time that it and the run still take.
+
+    Args:
+      epochs: of the whole run.
+    """
+
+    def __init__(self, epochs: int):
+        super().__init__()
+        self.epochs = epochs
+        self.bar: Any = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch + 1
+        # Without a terminal on stderr it shows nothing.
+        self.bar = tqdm.tqdm(
+            total=self.params["steps"],
+            desc=f"epoch {self.epoch}/{self.epochs}",
+            bar_format=BAR,
+            leave=False,
+            disable=None,
+            dynamic_ncols=True,
+        )
+
+    def on_train_batch_end(self, batch, logs=None):
+        bar = self.bar
+        bar.n = batch + 1
+        seconds = bar.format_dict["elapsed"] / bar.n
+        left = seconds * ((self.epochs - self.epoch + 1) * bar.total - bar.n)
+        run = f"run {bar.format_interval(left)} left"
+        bar.set_postfix_str(f"{run}, loss {logs['loss']:.4g}", refresh=False)
+        bar.update(0)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.close()
+
+    def close(self):
+        """Takes the bar off the terminal."""
+        if self.bar is not None:
+            self.bar.close()
 
 
 class Checkpoints(keras.callbacks.Callback):

@@ -1,14 +1,12 @@
-"""What the commands of this package share: flags made of `TrainingConfig`, and one-line errors."""
+"""Flags made of `TrainingConfig`, and the groups in which --help shows them."""
 
 import dataclasses
-import os
-import sys
 import typing
-from collections.abc import Callable
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags
 
+from gaternet_tf.command import define_path
 from train.config import TrainingConfig
 
 # The flags below belong to the command that calls `define_settings`, in its --help too.
@@ -33,30 +31,15 @@ def define_settings(*names: str) -> None:
             flags.DEFINE_integer(field.name, default, text, lower_bound=minimum)
         elif float in kinds:
             flags.DEFINE_float(field.name, default, text, lower_bound=minimum)
+        elif limits.get("path"):
+            define_path(field.name, default, text)
         else:
             flags.DEFINE_string(field.name, default, text)
 
 
-def run_command(name: str, argv: list[str], work: Callable[[], None]) -> int:
-    """Does a command's work; returns the exit status.
-
-    TensorFlow should be imported by `work` and not before, so that --help and a wrong flag are
-    answered at once.
-
-    Args:
-      name: the command's module, for messages.
-      argv: the command line without its flags, which must have no further arguments.
-      work: raises `UserError` or `OSError` for what it cannot do; that is printed as one line.
-    """
-    if len(argv) > 1:
-        raise app.UsageError(f"{name} takes flags only, got '{argv[1]}'")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.set_verbosity(logging.ERROR)
-    from gaternet_tf.errors import UserError
-
-    try:
-        work()
-    except (UserError, OSError) as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+def settings_by_group() -> dict[str, list[str]]:
+    """Returns the names of all settings by their group, in the order in which one reads them."""
+    groups: dict[str, list[str]] = {}
+    for field in dataclasses.fields(TrainingConfig):
+        groups.setdefault(field.metadata["group"], []).append(field.name)
+    return groups

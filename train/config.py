@@ -8,17 +8,21 @@ import math
 from typing import Any
 
 
-def setting(default, help_text: str, **limits) -> Any:
-    """Returns a dataclass field with its help text and limits.
+def setting(group: str, default, help_text: str, **limits) -> Any:
+    """Returns a dataclass field with its place in the help, help text and limits.
 
     Args:
+      group: heading under which `--help` shows it.
       default: the value without a flag; None where the dataset or the number of images decides.
       help_text: what `--help` says.
-      **limits: `at_least`, `above` and `below` for numbers, `choices` for texts.
+      **limits: `at_least`, `above` and `below` for numbers, `choices` for texts, `path` for paths.
     """
-    return dataclasses.field(default=default, metadata={"help": help_text, **limits})
+    return dataclasses.field(
+        default=default, metadata={"group": group, "help": help_text, **limits}
+    )
 
 
+DATA, NETWORK, GATES, OPTIMISATION, RUN = "Data", "Network", "Gates", "Optimisation", "Run"
 ENVIRONMENT = ("data_dir", "download", "strategy")
 """Settings of where a run is trained; they may differ when it is resumed."""
 
@@ -30,87 +34,170 @@ class TrainingConfig:
     `train.main` has a flag for each.
     """
 
-    backbone: str = setting("resnet20", "Network that classifies: resnet20, resnet164, ...")
-    gater: str = setting("resnet20", "Network that gates it, named alike; 'none' for no gates.")
-    width: int = setting(16, "Base channels of the backbone; the paper's have 16.", at_least=1)
-    attention: str = setting(
-        "none",
-        "'se' scales channels by squeeze-and-excitation instead of gates; needs --gater=none.",
-        choices=("none", "se"),
-    )
     dataset: str = setting(
+        DATA,
         "cifar10",
-        "'digits' (needs no network), idx:DIR for MNIST-format files, folder:DIR for pictures in "
-        "DIR/train/CLASS and DIR/test/CLASS or in DIR/CLASS, or the name of a TFDS dataset.",
+        "What to train on: 'digits' (1,797 pictures, needs no network), folder:DIR for pictures in "
+        "DIR/train/CLASS and DIR/test/CLASS or in DIR/CLASS, idx:DIR for MNIST-format files, or "
+        "the name of a TFDS dataset.",
     )
-    data_dir: str | None = setting(None, "TFDS directory to read and prepare datasets in.")
-    download: bool = setting(True, "Whether a dataset that is not on disk may be downloaded.")
+    data_dir: str | None = setting(
+        DATA,
+        None,
+        "TFDS directory to read and prepare datasets in; default: ~/tensorflow_datasets.",
+        path=True,
+    )
+    download: bool = setting(DATA, True, "Whether a dataset that is not on disk may be downloaded.")
     skip_unreadable: bool = setting(
-        False, "Whether pictures of folder:DIR that cannot be read are left out."
+        DATA,
+        False,
+        "Whether pictures of folder:DIR that cannot be read are left out instead of refused.",
     )
     image_size: int = setting(
-        0, "Side of the pictures in pixels; 0: the dataset's own.", at_least=0
+        DATA,
+        0,
+        "Side of the network's pictures in pixels, required for folder:DIR; 0: the dataset's own.",
+        at_least=0,
     )
     resize: int | None = setting(
+        DATA,
         None,
         "Pixels that the shorter side has before the central crop of evaluation and serving; 0: no "
         "crop; default: the dataset's, 256 for imagenet2012.",
         at_least=0,
     )
     crop_padding: int | None = setting(
-        None, "Pixels to pad before the random crop; default: the dataset's.", at_least=0
-    )
-    flip: bool | None = setting(None, "Random horizontal flips; default: the dataset's.")
-    resized_crop: bool | None = setting(
+        DATA,
         None,
-        "Random parts of the pictures, scaled to --image_size (Inception's crop); default: the "
-        "dataset's, which is true for imagenet2012.",
+        "Pixels to pad before the random crop of training; default: the dataset's, 4 for CIFAR.",
+        at_least=0,
+    )
+    flip: bool | None = setting(
+        DATA,
+        None,
+        "Whether half of the training pictures are flipped horizontally; default: the dataset's.",
+    )
+    resized_crop: bool | None = setting(
+        DATA,
+        None,
+        "Whether training takes random parts of the pictures, scaled to --image_size (Inception's "
+        "crop); default: the dataset's, which is true for imagenet2012.",
     )
     validation: float | None = setting(
+        DATA,
         None,
-        "Share of the training images held out; default 0.1, above 200,000 images 0.01.",
+        "Share of the training images held out to validate; default: 0.1, above 200,000 images "
+        "0.01.",
         at_least=0,
         below=1,
     )
-    epochs: int = setting(160, "Passes over the training images.", at_least=1)
-    steps_per_epoch: int | None = setting(
-        None, "Ends each epoch after so many steps; default: all images.", at_least=1
+    backbone: str = setting(
+        NETWORK,
+        "resnet20",
+        "Network that classifies: a ResNet of any legal depth, such as resnet20, resnet56, "
+        "resnet164.",
     )
-    batch_size: int = setting(128, "Images per step, over all replicas.", at_least=1)
-    optimizer: str = setting("sgd", "SGD with Nesterov momentum, or Adam.", choices=("sgd", "adam"))
-    learning_rate: float = setting(0.1, "At the start, after the warm-up.", above=0)
-    schedule: str = setting(
-        "step",
-        "Learning rate: divided by 10 after 1/2 and 3/4 of the training, or half a cosine to 0.",
-        choices=("step", "cosine"),
+    width: int = setting(
+        NETWORK, 16, "Base channels of the backbone; the paper's have 16.", at_least=1
     )
-    warmup_epochs: float = setting(0.0, "Epochs of linear rise to the learning rate.", at_least=0)
-    momentum: float = setting(0.9, "Nesterov momentum of SGD.", at_least=0, below=1)
-    weight_decay: float = setting(
-        1e-4, "w in gradient + w * kernel, as PyTorch defines it.", at_least=0
+    attention: str = setting(
+        NETWORK,
+        "none",
+        "'se' scales channels by squeeze-and-excitation instead of gates; needs --gater=none.",
+        choices=("none", "se"),
     )
-    label_smoothing: float = setting(
-        0.0, "Share of each label that is spread over all classes.", at_least=0, below=1
+    init_from: str | None = setting(
+        NETWORK,
+        None,
+        "Finished run of the same network whose weights are those at the start; default: random "
+        "weights.",
+        path=True,
+    )
+    gater: str = setting(
+        GATES,
+        "resnet20",
+        "Network that gates the backbone, named alike; 'none' for the plain backbone.",
+    )
+    gated_convs: str = setting(
+        GATES,
+        "last",
+        "Which convolutions of a residual unit are gated; the paper's are the last.",
+        choices=("last", "all"),
     )
     sparsity: float = setting(
-        0.1, "Weight lambda of the sparsity loss lambda * ||g||_1 / c.", at_least=0
+        GATES, 0.1, "Weight lambda of the sparsity loss lambda * ||g||_1 / c.", at_least=0
     )
-    sparsity_warmup_epochs: float = setting(0.0, "Epochs of linear rise to lambda.", at_least=0)
-    gated_convs: str = setting(
-        "last", "Which convolutions of a residual unit are gated.", choices=("last", "all")
+    sparsity_warmup_epochs: float = setting(
+        GATES, 0.0, "Epochs in which lambda rises linearly to --sparsity.", at_least=0
     )
-    bottleneck: int = setting(8, "Units before the gater's last layer.", at_least=1)
-    head_batch_norm: bool = setting(True, "Batch normalisation in the gater's bottleneck.")
     gate_bias: float = setting(
-        0.0, "Bias of the gates at the start; above 0 most are on then. The paper has 0."
+        GATES,
+        0.0,
+        "Bias of the gates' pre-activations at the start; with 2 most gates are on then. The paper "
+        "has 0.",
+    )
+    bottleneck: int = setting(
+        GATES, 8, "Units of the layer before the gater's last; the paper's b.", at_least=1
+    )
+    head_batch_norm: bool = setting(
+        GATES,
+        True,
+        "Whether the gater's bottleneck is batch-normalised, as in the paper and not in the "
+        "authors' released code.",
+    )
+    epochs: int = setting(OPTIMISATION, 160, "Passes over the training images.", at_least=1)
+    steps_per_epoch: int | None = setting(
+        OPTIMISATION,
+        None,
+        "Ends each epoch after so many steps; default: after all images.",
+        at_least=1,
+    )
+    batch_size: int = setting(
+        OPTIMISATION, 128, "Images per step, over all replicas together.", at_least=1
+    )
+    optimizer: str = setting(
+        OPTIMISATION, "sgd", "SGD with Nesterov momentum, or Adam.", choices=("sgd", "adam")
+    )
+    learning_rate: float = setting(
+        OPTIMISATION, 0.1, "Learning rate at the start, after the warm-up.", above=0
+    )
+    schedule: str = setting(
+        OPTIMISATION,
+        "step",
+        "Learning rate over the epochs: divided by 10 after 1/2 and 3/4 of them, or half a cosine "
+        "to 0.",
+        choices=("step", "cosine"),
+    )
+    warmup_epochs: float = setting(
+        OPTIMISATION,
+        0.0,
+        "Epochs in which the learning rate rises linearly to --learning_rate.",
+        at_least=0,
+    )
+    momentum: float = setting(
+        OPTIMISATION, 0.9, "Nesterov momentum of --optimizer=sgd.", at_least=0, below=1
+    )
+    weight_decay: float = setting(
+        OPTIMISATION, 1e-4, "w in gradient + w * kernel, as PyTorch defines it.", at_least=0
+    )
+    label_smoothing: float = setting(
+        OPTIMISATION,
+        0.0,
+        "Share of each label that is spread over all classes.",
+        at_least=0,
+        below=1,
     )
     select: str = setting(
+        OPTIMISATION,
         "best",
         "The epoch whose weights the run ends with: best on the validation images, or the last.",
         choices=("best", "last"),
     )
-    seed: int = setting(0, "Seed of weights, gate noise, order and crops.", at_least=0)
+    seed: int = setting(
+        RUN, 0, "Seed of weights, gate noise, validation images, order and crops.", at_least=0
+    )
     strategy: str = setting(
+        RUN,
         "auto",
         "Devices: 'auto' takes all GPUs if there are several, 'none' one device, 'mirrored' a "
         "replica on every GPU or logical CPU, 'multi_worker' the same on every machine of the "
@@ -118,19 +205,22 @@ class TrainingConfig:
         choices=("auto", "none", "mirrored", "multi_worker"),
     )
     synchronized_batch_norm: bool = setting(
-        True, "Whether replicas share the moments of batch normalisation."
+        RUN, True, "Whether replicas share the moments of batch normalisation."
     )
     dtype_policy: str = setting(
+        RUN,
         "float32",
         "Precision of the computation; weights, gates and losses stay float32.",
         choices=("float32", "mixed_bfloat16", "mixed_float16"),
     )
-    jit_compile: bool = setting(False, "Whether XLA compiles the training step.")
+    jit_compile: bool = setting(
+        RUN, False, "Whether XLA compiles the training step; one device only."
+    )
     steps_per_execution: int = setting(
-        1, "Steps that TensorFlow takes in one call; one device only.", at_least=1
+        RUN, 1, "Steps that TensorFlow takes in one call; one device only.", at_least=1
     )
     deterministic: bool = setting(
-        False, "Whether two runs give the same weights to the bit; slower on a GPU."
+        RUN, False, "Whether two runs give the same weights to the bit; slower on a GPU."
     )
 
     def check(self) -> None:
@@ -170,7 +260,7 @@ class TrainingConfig:
             resnet_spec(self.gater)
 
 
-def _problem(value, help, at_least=None, above=None, below=None, choices=None):
+def _problem(value, at_least=None, above=None, below=None, choices=None, **_):
     """Returns what a value must be and is not, or None."""
     if value is None:
         return None

@@ -6,15 +6,17 @@ python -m train.convert --to_torch=runs/mine
 
 import os
 
-from absl import app, flags
+from absl import flags
 
-from train.command import define_settings, run_command
+from gaternet_tf.command import define_path, run, run_command
+from gaternet_tf.errors import UserError
+from train.command import define_settings
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("checkpoint", None, "PyTorch file in the authors' format, to convert to a run.")
-flags.DEFINE_string("to_torch", None, "Finished run, to convert to a PyTorch file.")
-flags.DEFINE_string(
+define_path("checkpoint", None, "PyTorch file in the authors' format, to convert to a run.")
+define_path("to_torch", None, "Finished run, to convert to a PyTorch file.")
+define_path(
     "output", None, "Run directory or file to write; default with --to_torch: RUN/authors.pth."
 )
 define_settings("backbone", "gater")
@@ -22,17 +24,15 @@ define_settings("backbone", "gater")
 
 def main(argv):
     """Converts in the direction of the flags; returns the exit status."""
-    if (FLAGS.checkpoint is None) == (FLAGS.to_torch is None):
-        raise app.UsageError("give either --checkpoint=FILE or --to_torch=RUN")
-    if FLAGS.checkpoint is not None and FLAGS.output is None:
-        raise app.UsageError("--checkpoint needs --output=RUN, the run directory to write")
     return run_command("train.convert", argv, convert)
 
 
 def convert():
     """Writes the run or the PyTorch file, and prints where."""
-    from gaternet_tf.errors import UserError
-
+    if (FLAGS.checkpoint is None) == (FLAGS.to_torch is None):
+        raise UserError("give either --checkpoint=FILE or --to_torch=RUN")
+    if FLAGS.checkpoint is not None and FLAGS.output is None:
+        raise UserError("--checkpoint needs --output=RUN, the run directory to write")
     try:
         from train.conversion import checkpoint_to_run, run_to_checkpoint
     except ImportError as error:
@@ -54,4 +54,4 @@ def convert():
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

@@ -48,7 +48,10 @@ def _mirrored_strategy(devices):
 def _multi_worker_strategy(tf_config):
     try:
         config = json.loads(tf_config)
-        config["cluster"]["worker"][config["task"]["index"]]
+        workers = config["cluster"]["worker"]
+        if not isinstance(workers, list):
+            raise TypeError("a list of workers is required")
+        workers[config["task"]["index"]]
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise UserError(
             "--strategy=multi_worker needs the environment variable TF_CONFIG, which names all "
@@ -65,11 +68,19 @@ def worker_of(strategy: tf.distribute.Strategy) -> tuple[int, int]:
     return resolver.task_id, len(resolver.cluster_spec().as_dict()["worker"])
 
 
-def check_replicas(replicas: int, batch_size: int, steps_per_execution: int = 1) -> None:
+def check_replicas(
+    replicas: int, batch_size: int, steps_per_execution: int = 1, jit_compile: bool = False
+) -> None:
     """Raises `UserError` for settings that this number of replicas cannot train with.
 
-    Keras' loop of several steps in one execution fails on two replicas (seen with 3.15.1).
+    On two replicas Keras' loop of several steps in one execution fails, and so does a compiled step
+    (seen with 3.15.1).
     """
+    if replicas > 1 and jit_compile:
+        raise UserError(
+            f"--jit_compile needs one replica, and there are {replicas}; leave it out, or give "
+            "--strategy=none"
+        )
     if replicas > 1 and steps_per_execution > 1:
         raise UserError(
             f"--steps_per_execution must be 1 on {replicas} replicas, where Keras cannot take "
@@ -110,7 +121,6 @@ def fit_on_workers(
     epochs: range,
     steps: int,
     callbacks: list,
-    verbose: int = 0,
 ) -> None:
     """Does what `model.fit` does, for several machines, where Keras' own fails (seen with 3.15.1).
 
@@ -121,7 +131,6 @@ def fit_on_workers(
       epochs: numbers of the epochs to train.
       steps: steps of an epoch.
       callbacks: as `fit` takes them; they get the numbers of all replicas.
-      verbose: 1 for a progress bar.
     """
     per_replica = strategy.num_replicas_in_sync // worker_of(strategy)[1]
     batches = batches.rebatch(batches.element_spec[0].shape[0] // per_replica)
@@ -132,12 +141,7 @@ def fit_on_workers(
         strategy.run(model.train_step, (next(iterator),))
 
     callback_list = keras.callbacks.CallbackList(
-        callbacks,
-        add_progbar=verbose > 0,
-        model=model,
-        verbose=verbose,
-        epochs=epochs.stop,
-        steps=steps,
+        callbacks, model=model, epochs=epochs.stop, steps=steps
     )
     callback_list.on_train_begin()
     for epoch in epochs:

@@ -1,12 +1,13 @@
 """Evaluates a finished run: python -m train.evaluate --workdir=RUN"""
 
-from absl import app, flags
+from absl import flags
 
-from train.command import define_settings, run_command
+from gaternet_tf.command import define_path, run, run_command
+from train.command import define_settings
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("workdir", None, "Run directory to evaluate.", required=True)
+define_path("workdir", None, "Run directory to evaluate.", required=True)
 flags.DEFINE_string("dataset", None, "Dataset with the run's classes; default: the run's own.")
 define_settings("data_dir", "download")
 
@@ -26,4 +27,4 @@ def print_evaluation():
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

@@ -4,6 +4,8 @@
 """
 
 import dataclasses
+import difflib
+import fnmatch
 import textwrap
 
 from gaternet_tf.errors import UserError
@@ -39,34 +41,36 @@ The baseline of the paper's tables, by the same code as the gated network.""",
         {"gater": "none"},
     ),
     "wide": (
-        """The backbone alone with more base channels than 16: about the gated network's parameters.
+        """The backbone alone, wider.
 
-The paper's control for the gater's parameters. It does not print its widths; these come nearest
-to `gated`. ResNet-20 has 23 base channels and on CIFAR-10 561,000 parameters (gated 548,000),
-ResNet-56 18 and 1,082,000 (1,137,000), ResNet-164 18 and 2,046,000 (1,957,000).""",
+More base channels than 16, for about the gated network's parameters: the paper's control for the
+gater's parameters. It does not print its widths; these come nearest to `gated`. ResNet-20 has 23
+base channels and on CIFAR-10 561,000 parameters (gated 548,000), ResNet-56 18 and 1,082,000
+(1,137,000), ResNet-164 18 and 2,046,000 (1,957,000).""",
         {"gater": "none"},
     ),
     "se": (
-        """The backbone with squeeze-and-excitation where the gates would be.
+        """Squeeze-and-excitation, no gates.
 
-The paper's control for attention within a layer. Ratio 16, as in Hu et al.""",
+It stands where the gates would be: the paper's control for attention within a layer. Ratio 16, as
+in Hu et al.""",
         {"gater": "none", "attention": "se"},
     ),
     "gated": (
-        """GaterNet with the paper's head, lambda 0.1.
+        """GaterNet, the paper's head.
 
 The formula of the paper's section 3, with batch normalisation in the gater's bottleneck. The
 paper does not print its recipe: this is that of the code it grew from.""",
         {"gater": "resnet20"},
     ),
     "gated-released": (
-        """GaterNet with the head of the authors' released code, lambda 0.1.
+        """GaterNet, the released head.
 
-Like `gated`, without batch normalisation in the gater's bottleneck.""",
+That of the authors' code: like `gated`, without batch normalisation in the gater's bottleneck.""",
         {"gater": "resnet20", "head_batch_norm": False},
     ),
     "gated-open": (
-        """GaterNet with the released head and gates that start on, lambda 0.1.
+        """GaterNet, gates that start on.
 
 Like `gated-released`, with a bias of 2 on the gates' pre-activations at the start, so that
 nearly all filters are on until the sparsity loss switches them off. A departure from the paper.""",
@@ -90,11 +94,12 @@ RESULTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A name, the lab note, and the settings of `TrainingConfig` that it changes."""
+    """A name, the lab note, the settings of `TrainingConfig` that it changes, its CPU hours."""
 
     name: str
     note: str
     settings: dict
+    hours: float
 
     def smoke(self) -> dict:
         """Returns its settings for the smallest run through the same code, with the same units."""
@@ -122,7 +127,7 @@ def _experiment(prefix, backbone, kind):
     )
     if name in RESULTS:
         note += f"\nResult: {RESULTS[name]}"
-    return Experiment(name, note, settings)
+    return Experiment(name, note, settings, hours)
 
 
 EXPERIMENTS = {
@@ -137,6 +142,11 @@ EXPERIMENTS = {
 }
 
 
+def is_pattern(name: str | None) -> bool:
+    """Returns whether `--experiment=name` asks for a list instead of a run."""
+    return name == "help" or bool(name and set(name) & set("*?["))
+
+
 def find_experiment(name: str) -> Experiment:
     """Returns the experiment of a name.
 
@@ -144,14 +154,28 @@ def find_experiment(name: str) -> Experiment:
       UserError: when there is none.
     """
     if name not in EXPERIMENTS:
+        similar = difflib.get_close_matches(name, EXPERIMENTS)
+        guess = f"; did you mean {' or '.join(similar)}?" if similar else ""
         raise UserError(
-            f"--experiment must be one of those that --experiment=help lists, got '{name}'"
+            f"--experiment must be one of those that --experiment=help lists, got '{name}'{guess}"
         )
     return EXPERIMENTS[name]
 
 
-def list_experiments() -> str:
-    """Returns names and lab notes of all experiments."""
-    return "\n\n".join(
-        f"{name}\n{textwrap.indent(EXPERIMENTS[name].note, '  ')}" for name in sorted(EXPERIMENTS)
-    )
+def list_experiments(pattern: str = "*") -> str:
+    """Returns a line for each experiment whose name matches; for a single one its lab note.
+
+    Raises:
+      UserError: when none matches.
+    """
+    names = fnmatch.filter(EXPERIMENTS, pattern)
+    if not names:
+        raise UserError(f"no experiment matches '{pattern}'; --experiment=help lists all")
+    if len(names) == 1:
+        return f"{names[0]}\n{textwrap.indent(EXPERIMENTS[names[0]].note, '  ')}"
+    lines = [f"{'experiment':33}  hours  what"]
+    for name in names:
+        experiment = EXPERIMENTS[name]
+        lines.append(f"{name:33}  {experiment.hours:5.1f}  {experiment.note.splitlines()[0]}")
+    lines.append("Hours of 2 CPU cores. A pattern that one name matches shows its lab note.")
+    return "\n".join(lines)

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import os
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -21,11 +20,12 @@ from gaternet_tf.data import (
 from gaternet_tf.errors import UserError
 from gaternet_tf.evaluation import Evaluator, describe, some_labels
 from gaternet_tf.models import NO_GATER, gate_map
-from gaternet_tf.runs import RunDirectory, prepare_run
+from gaternet_tf.runs import RunDirectory, open_run, prepare_run
 from train.callbacks import (
     BestWeights,
     Checkpoints,
     EpochLog,
+    ProgressBar,
     ReadableNames,
     SparsityWarmUp,
     StopOnNonFinite,
@@ -51,6 +51,8 @@ from train.recipe import build_and_compile, count_parameters, with_targets
 EVALUATION_BATCH = 250
 COLLAPSE_IMAGES = 1_000
 """Training images that show whether gates have collapsed, where none are held out."""
+FEW_STEPS = 300
+"""Below so many steps in all, a run says that it is short."""
 PICTURES = 10
 """Test pictures that a run keeps."""
 
@@ -102,7 +104,9 @@ class Training:
             tf.config.experimental.enable_op_determinism()
         self.strategy = choose_strategy(config.strategy)
         self.replicas = self.strategy.num_replicas_in_sync
-        check_replicas(self.replicas, config.batch_size, config.steps_per_execution)
+        check_replicas(
+            self.replicas, config.batch_size, config.steps_per_execution, config.jit_compile
+        )
         self.worker, self.workers = worker_of(self.strategy)
         self.shared_checkpoints = RunDirectory(workdir).checkpoints
         self.settings = dataclasses.asdict(config)
@@ -126,6 +130,8 @@ class Training:
         shape, classes = self.preprocessing.shape, len(self.dataset.labels)
         with self.strategy.scope():
             self.model = build_and_compile(config, shape, classes, self.steps, self.replicas)
+        if config.init_from and not self.run.config_file.exists():
+            self._take_weights(config.init_from)
         stack.enter_context(self.run.locked())
         if self.run.config_file.exists():
             # Another process may have trained here before this one locked the run.
@@ -135,11 +141,36 @@ class Training:
             self.run.write_document(
                 self.settings, self.dataset.describe(), self.preprocessing, self.replicas
             )
+            with tf.summary.create_file_writer(str(self.run.tensorboard / "train")).as_default():
+                rows = [f"| {name} | {value} |" for name, value in self.settings.items()]
+                tf.summary.text("configuration", "\n".join(["| | |", "|---|---|", *rows]), step=0)
         selects = config.select == "best" and self.dataset.validation_images > 0
         self.best = BestWeights(self.model) if selects else None
         with self.strategy.scope():
             self.checkpoints = Checkpoints(self.run, self.model, self.best, self.steps)
         self.evaluator = Evaluator(self.model)
+        self.bar = ProgressBar(config.epochs)
+        stack.callback(self.bar.close)
+
+    def _take_weights(self, workdir):
+        """Starts from the weights of a finished run.
+
+        Raises:
+          UserError: when it is none, or its network is another.
+        """
+        other = open_run(workdir, "--init_from").load_model()
+        ours, theirs = (
+            {weight.path: tuple(weight.shape) for weight in model.weights}
+            for model in (self.model, other)
+        )
+        if differing := [path for path in ours | theirs if ours.get(path) != theirs.get(path)]:
+            first = differing[0]
+            raise UserError(
+                "--init_from must be a run of the same network and classes, and in "
+                f"'{workdir}' {first} is {theirs.get(first)}, here {ours.get(first)}; give the "
+                "settings of the network that the run's config.json has"
+            )
+        self.model.set_weights(other.get_weights())
 
     def _compare_document(self):
         """Raises `UserError` if the run to resume began with other data."""
@@ -187,24 +218,37 @@ class Training:
             f"'{dataset.train_split}' train, {dataset.validation_images} validate, "
             f"{dataset.size(dataset.test_split)} of '{dataset.test_split}' test "
             f"({dataset.builder.data_dir}); classes: {some_labels(dataset.labels)}\n"
-            f"{remarks}{config.epochs} epochs, batch {config.batch_size} on {self.replicas} "
-            f"replica{'s' if self.replicas > 1 else ''}, into {self.run.path}",
+            f"{remarks}{config.epochs} epochs of {self.steps} steps, batch {config.batch_size} on "
+            f"{self.replicas} replica{'s' if self.replicas > 1 else ''}, into {self.run.path}",
             flush=True,
         )
         if epochs or steps:
             after = f"epoch {epochs}{f' and {steps} steps' if steps else ''}"
             print(f"resuming after {after}", flush=True)
+        if (total := config.epochs * self.steps) < FEW_STEPS and not config.init_from:
+            print(
+                f"note: networks learn little in {total} steps; raise --epochs, or lower "
+                "--batch_size for more steps in an epoch",
+                flush=True,
+            )
         return epochs, steps
 
     def fit(self, first_epoch: int, first_step: int) -> None:
         """Trains the epochs that are left, the first of them without its first `first_step` steps.
 
-        SIGTERM saves and stops the run, on one machine and in the main thread.
+        SIGTERM and Ctrl-C save and stop the run, on one machine and in the main thread; a second
+        one ends it at once.
         """
         in_main_thread = threading.current_thread() is threading.main_thread()
-        catches_sigterm = self.workers == 1 and in_main_thread
-        if catches_sigterm:
-            before = signal.signal(signal.SIGTERM, lambda *_: self.checkpoints.stop())
+        caught = (signal.SIGTERM, signal.SIGINT) if self.workers == 1 and in_main_thread else ()
+        before = {number: signal.getsignal(number) for number in caught}
+
+        def stop(number, _):
+            self.checkpoints.stop()
+            signal.signal(number, before[number])
+
+        for number in caught:
+            signal.signal(number, stop)
         try:
             if first_step:
                 self._fit_epochs(range(first_epoch, first_epoch + 1), first_step)
@@ -212,8 +256,8 @@ class Training:
             if first_epoch < self.config.epochs:
                 self._fit_epochs(range(first_epoch, self.config.epochs))
         finally:
-            if catches_sigterm:
-                signal.signal(signal.SIGTERM, before)
+            for number in caught:
+                signal.signal(number, before[number])
 
     def _fit_epochs(self, epochs, first_step=0):
         batches = training_batches(
@@ -231,9 +275,8 @@ class Training:
         batches = with_targets(batches, self.model)
         steps = self.steps - first_step
         callbacks = self._callbacks(first_step)
-        verbose = 1 if sys.stdout.isatty() and self.worker == 0 else 0
         if self.workers > 1:
-            fit_on_workers(self.model, self.strategy, batches, epochs, steps, callbacks, verbose)
+            fit_on_workers(self.model, self.strategy, batches, epochs, steps, callbacks)
             return
         self.model.fit(
             batches,
@@ -241,7 +284,7 @@ class Training:
             initial_epoch=epochs.start,
             steps_per_epoch=steps,
             shuffle=False,
-            verbose=verbose,
+            verbose=0,
             callbacks=callbacks,
         )
 
@@ -250,10 +293,10 @@ class Training:
         config = self.config
         self.checkpoints.first_step = first_step
         warm_up = round(config.sparsity_warmup_epochs * self.steps)
-        print_lines = self.worker == 0 and not sys.stdout.isatty()
         return [
             ReadableNames(),
             StopOnNonFinite(),
+            *([self.bar] if self.worker == 0 else []),
             *(
                 [SparsityWarmUp(self.model.loss["gates"], warm_up)]
                 if warm_up and config.gater != NO_GATER
@@ -261,7 +304,7 @@ class Training:
             ),
             self._validation(),
             *([self.best] if self.best else []),
-            EpochLog(self.run, config.epochs, print_lines, first_step),
+            EpochLog(self.run, config.epochs, self.best, self.worker == 0, first_step),
             keras.callbacks.TensorBoard(self.run.tensorboard, write_graph=False),
             self.checkpoints,
         ]

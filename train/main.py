@@ -5,51 +5,72 @@ import os
 import re
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
-from train.command import define_settings, run_command
-from train.config import TrainingConfig
+from gaternet_tf.command import define_path, run, run_command
+from gaternet_tf.errors import UserError
+from train.command import define_settings, settings_by_group
+from train.config import ENVIRONMENT, RUN, TrainingConfig
+from train.experiments import find_experiment, is_pattern, list_experiments
 
 FLAGS = flags.FLAGS
 
 define_settings()
 flags.DEFINE_string(
-    "experiment", None, "Named settings, which further flags override; 'help' lists them."
+    "experiment",
+    None,
+    "Named settings, which further flags override. 'help' lists all, and a pattern, such as "
+    "'fashion-*', those that match.",
 )
 flags.DEFINE_boolean("smoke", False, "Only tries the --experiment: two steps of a small network.")
-flags.DEFINE_string("workdir", None, "Run directory; default runs/DATASET-BACKBONE-SEED.")
+define_path(
+    "workdir",
+    None,
+    "Run directory, new or to resume; default: runs/NAME, named by what is trained.",
+)
 flags.DEFINE_boolean(
-    "previous_checkpoint", False, "Resumes from the checkpoint before the last, damaged one."
+    "previous_checkpoint",
+    False,
+    "Resumes from the checkpoint before the last, which may be damaged.",
 )
 flags.DEFINE_integer(
     "logical_cpus", 1, "Splits the CPU in so many devices, to try --strategy=mirrored.", 1
+)
+EXAMPLES = (
+    "python -m train.main --dataset=digits --backbone=resnet14 --gater=resnet8 --epochs=20",
+    "python -m train.main --dataset=folder:pictures --image_size=96 --sparsity=0.05",
+    "python -m train.main --experiment=fashion-resnet20-gated-open --seed=1",
 )
 
 
 def main(argv):
     """Trains with the settings of the flags; returns the exit status."""
-    if FLAGS.smoke and not FLAGS.experiment:
-        raise app.UsageError("--smoke tries a named experiment; give --experiment=NAME too")
+    if is_pattern(FLAGS.experiment):
+        return run_command("train.main", argv, print_experiments, tensorflow=False)
     # TensorFlow uses oneDNN by itself only on CPUs with AVX-512; with AVX2 alone a training step
     # takes 1.4 times as long without it.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    return run_command("train.main", argv, list_experiments_or_train)
+    return run_command("train.main", argv, train_from_flags)
 
 
-def list_experiments_or_train():
-    """Does what the flags ask for."""
-    from train.experiments import find_experiment, list_experiments
+def print_experiments():
+    """Prints the experiments that --experiment asks for."""
+    print(list_experiments("*" if FLAGS.experiment == "help" else FLAGS.experiment))
 
-    if FLAGS.experiment == "help":
-        print(list_experiments())
-        return
-    settings: dict[str, Any] = {
-        field.name: FLAGS[field.name].value for field in dataclasses.fields(TrainingConfig)
-    }
+
+def train_from_flags():
+    """Trains the run that the flags describe."""
+    if FLAGS.smoke and not FLAGS.experiment:
+        raise UserError("--smoke tries a named experiment; give --experiment=NAME too")
+    named: dict[str, Any] = {}
     if FLAGS.experiment:
         experiment = find_experiment(FLAGS.experiment)
         named = experiment.smoke() if FLAGS.smoke else experiment.settings
-        settings |= {name: named[name] for name in named if not FLAGS[name].present}
+    settings: dict[str, Any] = {
+        field.name: FLAGS[field.name].value
+        for field in dataclasses.fields(TrainingConfig)
+        if FLAGS[field.name].present or field.name not in named
+    }
     import tensorflow as tf
 
     from train.loop import train
@@ -59,15 +80,42 @@ def list_experiments_or_train():
             tf.config.list_physical_devices("CPU")[0],
             [tf.config.LogicalDeviceConfiguration()] * FLAGS.logical_cpus,
         )
-    config = TrainingConfig(**settings)
-    train(config, FLAGS.workdir or default_workdir(config), FLAGS.previous_checkpoint)
+    config = TrainingConfig(**(named | settings))
+    workdir = FLAGS.workdir or default_workdir(config, named, FLAGS.experiment, FLAGS.smoke)
+    train(config, workdir, FLAGS.previous_checkpoint)
 
 
-def default_workdir(config: TrainingConfig) -> str:
-    """Returns runs/EXPERIMENT-SEED, or runs/DATASET-BACKBONE-SEED."""
-    name = FLAGS.experiment or re.sub(r"[^\w.-]+", "-", f"{config.dataset}-{config.backbone}")
-    return f"runs/{name}{'-smoke' if FLAGS.smoke else ''}-{config.seed}"
+def default_workdir(
+    config: TrainingConfig, named: dict, experiment: str | None = None, smoke: bool = False
+) -> str:
+    """Returns runs/NAME, where NAME tells apart what is trained.
+
+    That is the experiment, or dataset and backbone; each other setting that differs from its
+    default, or from the experiment's; and the seed. The number of epochs is not in it: training on
+    is not another run.
+
+    Args:
+      config: the settings of the run.
+      named: those of the experiment, or none.
+      experiment: the experiment's name.
+      smoke: whether it is only tried.
+    """
+    usual = dataclasses.asdict(TrainingConfig(**named))
+    left_out = {"seed", "epochs", *ENVIRONMENT}
+    if not experiment:
+        left_out |= {"dataset", "backbone"}
+    parts = [experiment or f"{config.dataset}-{config.backbone}", *["smoke"] * smoke]
+    parts += [
+        f"{name}_{value}"
+        for name, value in dataclasses.asdict(config).items()
+        if name not in left_out and value != usual[name]
+    ]
+    name = "-".join([*parts, str(config.seed)])
+    return "runs/" + re.sub(r"[^\w.-]+", "-", name)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sections = settings_by_group()
+    own = ["experiment", "smoke", "workdir", "previous_checkpoint"]
+    sections[RUN] = [*own, *sections[RUN], "logical_cpus"]
+    run(main, sections, EXAMPLES)

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
-from train.command import define_settings, run_command
+from gaternet_tf.command import define_path, run, run_command
+from train.command import define_settings
 
 FLAGS = flags.FLAGS
 
@@ -14,7 +15,7 @@ define_settings(*NETWORK)
 flags.DEFINE_integer("image_size", 32, "Side of the pictures in pixels.", lower_bound=1)
 flags.DEFINE_integer("channels", 3, "Channels of the pictures.", lower_bound=1)
 flags.DEFINE_integer("classes", 10, "Number of classes.", lower_bound=2)
-flags.DEFINE_string(
+define_path(
     "workdir", None, "A finished run instead of these flags; adds what its gates do on --split."
 )
 define_settings("data_dir")
@@ -23,7 +24,7 @@ flags.DEFINE_string("split", None, "Split of the run's dataset; default: the tes
 
 def main(argv):
     """Prints the summary; returns the exit status."""
-    return run_command("train.summary", argv, print_summary)
+    return run_command("train.summary", argv, print_summary, prints_only=True)
 
 
 def print_summary():
@@ -53,4 +54,4 @@ def print_summary():
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

@@ -2,22 +2,25 @@
 
 import pathlib
 
-from absl import app, flags
+from absl import flags
 
-from train.command import run_command
+from gaternet_tf.command import define_path, local_path, run, run_command
+from gaternet_tf.errors import UserError
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string(
-    "output_dir", None, "Where comparison.csv, .png and .svg are written, if anywhere."
-)
+define_path("output_dir", None, "Where comparison.csv, .png and .svg are written, if anywhere.")
 
 
 def main(argv):
     """Compares the runs that the arguments name; returns the exit status."""
-    if len(argv) < 2:
-        raise app.UsageError("train.table takes the directories of finished runs, got none")
-    return run_command("train.table", argv[:1], lambda: print_table(argv[1:]))
+    return run_command(
+        "train.table",
+        argv[:1],
+        lambda: print_table(list(map(local_path, argv[1:]))),
+        tensorflow=False,
+        prints_only=True,
+    )
 
 
 def print_table(workdirs):
@@ -25,6 +28,8 @@ def print_table(workdirs):
     from gaternet_tf.runs import require_writable
     from train.comparison import as_markdown, compare, write_comparison
 
+    if not workdirs:
+        raise UserError("this command takes the directories of finished runs, got none")
     rows = compare(workdirs)
     if FLAGS.output_dir:
         require_writable(FLAGS.output_dir, "--output_dir")
@@ -33,4 +38,4 @@ def print_table(workdirs):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

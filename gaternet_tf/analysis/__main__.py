@@ -1,24 +1,24 @@
 """Analyses the gates of a run or an export: python -m gaternet_tf.analysis --workdir=RUN"""
 
-import os
 import pathlib
-import sys
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags
+
+from gaternet_tf.command import define_path, run, run_command
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("workdir", None, "Finished run to analyse.")
-flags.DEFINE_string("model_dir", None, "Exported version to analyse instead, models/NAME/VERSION.")
-flags.DEFINE_string(
+define_path("workdir", None, "Finished run to analyse.")
+define_path("model_dir", None, "Exported version to analyse instead, models/NAME/VERSION.")
+define_path(
     "redraw", None, "Directory of an analysis whose figures and report are to be drawn again."
 )
 flags.DEFINE_string("split", None, "Split of the dataset; default: the test split.")
 flags.DEFINE_string("dataset", None, "Dataset with the run's classes; default: the run's own.")
-flags.DEFINE_string("data_dir", None, "TFDS directory to read and prepare datasets in.")
+define_path("data_dir", None, "TFDS directory to read and prepare datasets in.")
 flags.DEFINE_boolean("download", True, "Whether a dataset that is not on disk may be fetched.")
-flags.DEFINE_string(
+define_path(
     "output_dir",
     None,
     "Directory to write to; default: RUN/analysis, for another split RUN/analysis-SPLIT. Required "
@@ -39,25 +39,20 @@ flags.register_multi_flags_validator(
 
 def main(argv):
     """Writes the analysis and prints its headlines; returns the exit status."""
-    if len(argv) > 1:
-        raise app.UsageError(f"gaternet_tf.analysis takes flags only, got '{argv[1]}'")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.set_verbosity(logging.ERROR)
+    return run_command("gaternet_tf.analysis", argv, report)
+
+
+def report():
+    """Analyses what the flags name, draws the report, and prints its headlines."""
     from gaternet_tf.analysis.files import load
     from gaternet_tf.analysis.report import draw, headlines
-    from gaternet_tf.errors import UserError
 
-    try:
-        directory = pathlib.Path(FLAGS.redraw) if FLAGS.redraw else _analyse()
-        document, arrays = load(directory)
-        draw(document, arrays, directory)
-    except (UserError, OSError) as error:
-        print(f"gaternet_tf.analysis: error: {error}", file=sys.stderr)
-        return 1
+    directory = pathlib.Path(FLAGS.redraw) if FLAGS.redraw else _analyse()
+    document, arrays = load(directory)
+    draw(document, arrays, directory)
     for sentence in headlines(document):
         print(sentence)
     print(f"report: {directory / 'report.html'}")
-    return 0
 
 
 def _analyse() -> pathlib.Path:
@@ -79,4 +74,4 @@ def _analyse() -> pathlib.Path:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

@@ -11,6 +11,7 @@ import urllib.request
 import numpy as np
 import tensorflow_datasets as tfds
 
+from gaternet_tf.command import local_path
 from gaternet_tf.data.dataset import Dataset, random_share
 from gaternet_tf.data.defaults import TEST_SHARE, defaults_of
 from gaternet_tf.data.digits import Digits
@@ -111,9 +112,9 @@ def _builder(name, data_dir, skip_unreadable):
     if name == "digits":
         return Digits(data_dir=data_dir)
     if name.startswith(IDX):
-        return Idx(name.removeprefix(IDX), data_dir=data_dir)
+        return Idx(local_path(name.removeprefix(IDX)), data_dir=data_dir)
     if name.startswith(FOLDER):
-        return Folder(name.removeprefix(FOLDER), data_dir, skip_unreadable)
+        return Folder(local_path(name.removeprefix(FOLDER)), data_dir, skip_unreadable)
     # tfds.builder() would also look for the dataset on the network; the class alone does not.
     parts = TFDS_NAME.fullmatch(name)
     try:

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from gaternet_tf.command import run_command
 from serving.client import ClientError, GaterNetClient
 from serving.client.command_line import (
     OK,
@@ -207,6 +208,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     # Ctrl-C ends the process at once, also while gRPC waits.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # A file's name need not be valid text; it is printed as it is.
-    sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
-    sys.exit(main())
+    sys.exit(run_command(PROGRAM, [], main, tensorflow=False, prints_only=True))

@@ -5,7 +5,10 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable
+from typing import Any
 
+from gaternet_tf.command import local_path
+from gaternet_tf.errors import UserError
 from serving.client import (
     ClientError,
     GaterNetClient,
@@ -17,6 +20,14 @@ from serving.client import (
 
 OK, FAILED, USAGE, SOME_FAILED, UNREACHABLE, UNKNOWN_MODEL = range(6)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+
+
+def path(text: str) -> str:
+    """Is the argparse type of a path, see `gaternet_tf.command.local_path`."""
+    try:
+        return local_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def positive(kind: type) -> Callable[[str], float]:
@@ -51,11 +62,12 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
     server.add_argument(
         "--tls", action="store_true", help="use TLS; implied by the other flags for TLS"
     )
+    pem: dict[str, Any] = {"type": path, "metavar": "PEM"}
     server.add_argument(
-        "--tls_ca", metavar="PEM", help="the authorities' certificates (default: gRPC's own)"
+        "--tls_ca", **pem, help="the authorities' certificates (default: gRPC's own)"
     )
-    server.add_argument("--tls_cert", metavar="PEM", help="the client's certificate (mutual TLS)")
-    server.add_argument("--tls_key", metavar="PEM", help="the key of --tls_cert")
+    server.add_argument("--tls_cert", **pem, help="the client's certificate (mutual TLS)")
+    server.add_argument("--tls_key", **pem, help="the key of --tls_cert")
     server.add_argument(
         "--tls_server_name", metavar="NAME", help="name in the server's certificate"
     )

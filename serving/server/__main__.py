@@ -4,13 +4,14 @@ Serves the newest version of one model over TensorFlow Serving's gRPC protocol, 
 tests. Production is TensorFlow Serving itself; see docs/serving.md.
 """
 
-import os
 import pathlib
 import signal
-import sys
 import threading
 
-from absl import app, flags, logging
+from absl import flags, logging
+
+from gaternet_tf.command import define_path, run, run_command
+from gaternet_tf.errors import UserError
 
 FLAGS = flags.FLAGS
 GRACE_SECONDS = 30
@@ -19,9 +20,7 @@ GRACE_SECONDS = 30
 flags.DEFINE_integer("port", 8500, "TCP port; 0 takes a free one.", 0, 65535)
 flags.DEFINE_string("address", "127.0.0.1", "Address to listen on; 0.0.0.0 for every interface.")
 flags.DEFINE_string("model_name", "default", "Name under which clients ask for the model.")
-flags.DEFINE_string(
-    "model_base_path", None, "Directory with numbered versions below it.", required=True
-)
+define_path("model_base_path", None, "Directory with numbered versions below it.", required=True)
 flags.DEFINE_float(
     "file_system_poll_wait_seconds", 1, "Seconds between two looks for a newer version.", 0.01
 )
@@ -29,9 +28,11 @@ flags.DEFINE_float(
 
 def main(argv):
     """Serves until SIGTERM or SIGINT; returns the exit status."""
-    if len(argv) > 1:
-        raise app.UsageError(f"serving.server takes flags only, got '{argv[1]}'")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    return run_command("serving.server", argv, serve)
+
+
+def serve():
+    """Serves the model of the flags until a signal ends it."""
     import tensorflow as tf
 
     from serving.server.services import start_server
@@ -44,9 +45,8 @@ def main(argv):
     try:
         model = NewestVersion(FLAGS.model_name, pathlib.Path(FLAGS.model_base_path))
         server, port = start_server(model, FLAGS.address, FLAGS.port)
-    except (OSError, ValueError) as error:
-        print(f"serving.server: error: {error}", file=sys.stderr)
-        return 1
+    except ValueError as error:
+        raise UserError(str(error)) from error
     print(
         f"serving {model.name} version {model.loaded.number} on {FLAGS.address}:{port} "
         "(for development and tests; production is TensorFlow Serving)",
@@ -62,8 +62,7 @@ def main(argv):
             last_error = str(error)
     server.stop(GRACE_SECONDS).wait()
     print("server stopped", flush=True)
-    return 0
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)

@@ -26,7 +26,7 @@ def test_the_same_settings_resume_and_others_are_named(tmp_path):
     with pytest.raises(UserError, match=r"differ \(--epochs: 5 then, 6 now\)"):
         prepare_run(run.path, {**CONFIG, "epochs": 6})
     run.write_result({"test_accuracy": 0.5})
-    with pytest.raises(UserError, match="is finished; choose another"):
+    with pytest.raises(UserError, match=r"is finished; to train on.* --init_from="):
         prepare_run(run.path, CONFIG)
 
 

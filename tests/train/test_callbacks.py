@@ -1,5 +1,8 @@
 """What happens beside the training steps, on a model of one layer."""
 
+import io
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -10,9 +13,11 @@ from gaternet_tf.runs import RunDirectory
 from train.callbacks import (
     BestWeights,
     Checkpoints,
+    ProgressBar,
     SparsityWarmUp,
     StopOnNonFinite,
     Validation,
+    epoch_line,
 )
 
 
@@ -96,6 +101,36 @@ def test_a_diverging_run_stops_with_the_step():
     model.layers[0].kernel.assign([[np.inf]])
     with pytest.raises(UserError, match=r"kernel must stay finite, and was inf at step 7"):
         callback.on_epoch_end(0)
+
+
+def test_the_line_of_an_epoch_fits_into_the_terminal():
+    values = {"loss": 0.5, "task_loss": 0.4, "sparsity_loss": 0.1, "accuracy": 0.9}
+    values |= {"gate_rate": 0.6, "val_accuracy": 0.91234, "learning_rate": 0.1, "seconds": 12.3}
+    head = "epoch 3/20  loss 0.5  "
+    whole = epoch_line(3, 20, values, False, np.inf)
+    assert whole == (
+        f"{head}task_loss 0.4  sparsity_loss 0.1  accuracy 0.9  gate_rate 0.6  "
+        "val_accuracy 0.9123  learning_rate 0.1  seconds 12.3"
+    )
+    narrow = epoch_line(3, 20, values, True, 80)
+    assert narrow == f"{head}accuracy 0.9  gate_rate 0.6  val_accuracy 0.9123 (best)"
+
+
+def test_the_bar_of_an_epoch_is_on_a_terminal_only(monkeypatch):
+    bar = ProgressBar(epochs=3)
+    bar.set_params({"steps": 4})
+    shown = {}
+    for is_terminal in (True, False):
+        stderr = io.StringIO()
+        monkeypatch.setattr(stderr, "isatty", lambda is_terminal=is_terminal: is_terminal)
+        monkeypatch.setattr("sys.stderr", stderr)
+        bar.on_epoch_begin(1)
+        bar.bar.mininterval = bar.bar.miniters = 0
+        bar.on_train_batch_end(0, {"loss": 0.75})
+        bar.on_epoch_end(1)
+        shown[is_terminal] = stderr.getvalue()
+    assert re.search(r"epoch 2/3  25% .* 1/4 \[.* left, run .* left, loss 0.75\]", shown[True])
+    assert shown[False] == ""
 
 
 def test_sparsity_warm_up_is_linear_over_epochs():

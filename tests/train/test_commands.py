@@ -20,6 +20,8 @@ from helpers import plant_run
         (["--batch_size=2000"], ["at most the 1294 training images"]),
         (["--validation=0.001"], ["--validation=0.001 holds no image out of the 1437"]),
         (["--resize=7"], ["--resize must be 0 or at least the 8 pixels"]),
+        (["--strategy=mirrored", "--jit_compile"], ["--jit_compile needs one", "are 2; leave it"]),
+        (["--init_from=foreign"], ["--init_from must be", "'foreign' is none"]),
         (["--experiment=cifar"], ["--experiment=help lists, got 'cifar'"]),
         (["--smoke"], ["give --experiment=NAME too"]),
         (["resnet164"], ["takes flags only, got 'resnet164'"]),

@@ -53,4 +53,7 @@ def test_help_needs_no_tensorflow(tmp_path, command):
         "convert": ["checkpoint", "backbone", "gater"],
     }
     for name in expected[command]:
-        assert f"--{name}: " in text or f"--[no]{name}: " in text
+        assert f"--{name}=" in text or f"--[no]{name}\n" in text
+    headings = ["Data", "Network", "Gates", "Optimisation", "Run", "Examples"]
+    found = [line for line in text.splitlines() if line and line.split() == [line]]
+    assert found == (headings if command == "main" else ["Flags"])

@@ -1,8 +1,11 @@
 """Every named experiment is legal and says its command; its smallest variant trains."""
 
+import textwrap
+
 import numpy as np
 import pytest
 
+from gaternet_tf import UserError
 from gaternet_tf.models import build_gaternet
 from gaternet_tf.runs import open_run
 from train.config import TrainingConfig
@@ -18,7 +21,15 @@ def test_settings_are_legal_and_the_note_has_the_command():
         for settings in (experiment.settings, experiment.smoke()):
             TrainingConfig(**settings).check()
         assert f"python -m train.main --experiment={name}\n" in experiment.note
-        assert f"{name}\n  {experiment.note.splitlines()[0]}\n" in list_experiments()
+        assert list_experiments(name) == f"{name}\n{textwrap.indent(experiment.note, '  ')}"
+    head, *rows, _ = list_experiments().splitlines()
+    assert [row.split()[0] for row in rows] == list(EXPERIMENTS)
+    assert max(map(len, (head, *rows))) < 80
+    assert len(list_experiments("fashion-resnet20-*").splitlines()) == 8
+    with pytest.raises(UserError, match="no experiment matches 'x\\*'; --experiment=help lists"):
+        list_experiments("x*")
+    with pytest.raises(UserError, match=r"got 'resnet20-fashion'.*did you mean fashion-resnet20-"):
+        find_experiment("resnet20-fashion")
 
 
 def test_there_is_a_row_for_every_comparison_of_the_paper():

@@ -59,7 +59,7 @@ def tensorboard_values(run):
         events = EventAccumulator(str(directory), size_guidance={"tensors": 0}).Reload()
         for tag in events.Tags()["tensors"]:
             proto = events.Tensors(tag)[-1].tensor_proto
-            values[prefix + tag.removeprefix("epoch_")] = float(tf.make_ndarray(proto))
+            values[prefix + tag.removeprefix("epoch_")] = tf.make_ndarray(proto).item()
     return values
 
 
@@ -73,6 +73,7 @@ def test_tensorboard_has_the_parts_of_the_loss_and_the_gate_statistics(trained):
     for key in keys:
         assert values[key] == pytest.approx(record[key], rel=1e-4, abs=1e-6), key
     assert sum(values[key] for key in keys[-3:]) == pytest.approx(1)
+    assert "| backbone | resnet8 |" in values["configuration"].decode()
 
 
 @pytest.mark.usefixtures("eager")

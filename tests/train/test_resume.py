@@ -55,12 +55,16 @@ def test_training_prints_a_line_per_epoch_and_no_progress_bar_off_a_terminal(unb
     lines = [line for line in done.out.splitlines() if line]
     assert lines[0] == "resnet8, gater resnet8: 156,402 parameters, 112 gates"
     assert "1294 images of 'train' train, 143 validate, 360 of 'test' test" in lines[1]
-    assert "on 1 replica, into" in lines[2]
-    assert [line.split()[:2] for line in lines[3:6]] == [["epoch", f"{n}/3"] for n in (1, 2, 3)]
-    assert lines[6].startswith("weights of epoch ")
-    assert lines[7].startswith("test accuracy ")
-    assert lines[8].startswith("gates: 112, ")
+    assert "3 epochs of 4 steps, batch 16 on 1 replica, into" in lines[2]
+    assert lines[3].startswith("note: networks learn little in 12 steps; raise --epochs")
+    assert [line.split()[:2] for line in lines[4:7]] == [["epoch", f"{n}/3"] for n in (1, 2, 3)]
+    best = run.result["selected_epoch"]
+    assert "(best)" in lines[3 + best]
+    assert lines[7].startswith(f"weights of epoch {best}")
+    assert lines[8].startswith("test accuracy ")
+    assert lines[9].startswith("gates: 112, ")
     assert "\r" not in done.out
+    assert done.err == ""
     assert {path.name for path in run.path.iterdir()} == {
         *("checkpoints", "config.json", "metrics.jsonl", "model.keras", "pictures"),
         *("result.json", "tensorboard"),
@@ -78,9 +82,14 @@ def test_a_killed_and_a_stopped_run_end_where_an_unbroken_run_ends(train_main, u
     assert "saved after step 1 of epoch 3; the same command resumes it" in stopped.err
     assert "Traceback" not in stopped.err
 
+    interrupted, _ = train_main("broken", "SIGINT", 2 * STEPS + 2)
+    assert interrupted.status == 1
+    assert "resuming after epoch 2 and 1 steps\n" in interrupted.out
+    assert "saved after step 2 of epoch 3; the same command resumes it" in interrupted.err
+
     resumed, _ = train_main("broken")
     assert resumed.status == 0, resumed.err
-    assert "resuming after epoch 2 and 1 steps\n" in resumed.out
+    assert "resuming after epoch 2 and 2 steps\n" in resumed.out
     run, (_, whole) = open_run(workdir), unbroken
     assert [record["epoch"] for record in run.metrics()] == [1, 2, 3]
     for ours, theirs in zip(run.load_model().weights, whole.load_model().weights, strict=True):
