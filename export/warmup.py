@@ -8,13 +8,13 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from export.session import Request
 from export.signatures import IMAGE_FEATURE
+from gaternet_tf.data.folder import EXTENSIONS, read_picture, why_unreadable
 from gaternet_tf.errors import UserError
 from gaternet_tf.runs import RunDirectory
 
 FILE = pathlib.PurePath("assets.extra") / "tf_serving_warmup_requests"
 """Where a version holds its warm-up requests."""
 BATCH_SIZES = (1, 8, 32)
-FORMATS = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 MAX_PICTURES = 250
 
 
@@ -32,8 +32,14 @@ def warmup_pictures(run: RunDirectory, given: str | None = None) -> tuple[list[b
     """
     place = run.pictures if given is None else pathlib.Path(given)
     paths = sorted(place.rglob("*")) if place.is_dir() else [place]
-    paths = [path for path in paths if path.suffix.lower() in FORMATS and path.is_file()]
-    pictures = [path.read_bytes() for path in paths[:MAX_PICTURES]]
+    paths = [path for path in paths if path.suffix.lower() in EXTENSIONS and path.is_file()]
+    paths = paths[:MAX_PICTURES]
+    for path in paths:
+        if reason := why_unreadable(path):
+            raise UserError(
+                f"'{path}' cannot be decoded ({reason}); give other pictures with --warmup_images"
+            )
+    pictures = [read_picture(path) for path in paths]
     if not paths and given is None and "converted_from" in run.result:
         print(
             "warmed up with a grey picture: a converted run has none; --warmup_images gives others"
@@ -42,18 +48,10 @@ def warmup_pictures(run: RunDirectory, given: str | None = None) -> tuple[list[b
         pictures = [tf.io.encode_png(grey).numpy()]
     elif not paths:
         raise UserError(
-            f"--warmup_images must be a picture or a directory with pictures ({', '.join(FORMATS)},"
-            f" default: those of the run), and there are none in '{place}'"
+            "--warmup_images must be a picture or a directory with pictures "
+            f"({', '.join(EXTENSIONS)}, default: those of the run), and there are none in '{place}'"
         )
-    images = []
-    for number, picture in enumerate(pictures):
-        try:
-            images.append(run.preprocessing.decode(tf.constant(picture)).numpy())
-        except tf.errors.OpError as error:
-            raise UserError(
-                f"'{paths[number]}' cannot be decoded ({str(error).splitlines()[0]}); give other "
-                "pictures with --warmup_images"
-            ) from error
+    images = [run.preprocessing.decode(tf.constant(picture)).numpy() for picture in pictures]
     return pictures, np.stack(images)
 
 

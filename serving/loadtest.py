@@ -2,8 +2,8 @@
 
 python -m serving.loadtest --concurrency=8 --duration=10 PICTURE...
 
-Each caller asks again as soon as it was answered (a closed loop). Latency includes the client's
-retries.
+Each caller asks again as soon as it was answered (a closed loop), or after a pause when the server
+had no room for its request. Latency includes the client's retries.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gaternet_tf.command import run_command
-from serving.client import ClientError, PictureError
+from serving.client import ClientError, PictureError, UnavailableError
 from serving.client.command_line import (
     OK,
     SOME_FAILED,
@@ -34,6 +34,8 @@ from serving.client.command_line import (
 from serving.client.pictures import encode
 
 PROGRAM = "serving.loadtest"
+PAUSE = 0.1
+"""Seconds until a caller asks again for whose request the server had no room."""
 
 
 def run_load(
@@ -64,6 +66,9 @@ def run_load(
                 latencies.append(time.monotonic() - begun)
             except ClientError as error:
                 errors[error.code.name if error.code else "UNKNOWN"] += 1
+                if isinstance(error, UnavailableError):
+                    # Refusing requests without a pause would take the server's CPU.
+                    time.sleep(PAUSE)
 
     with concurrent.futures.ThreadPoolExecutor(callers) as pool:
         for caller in [pool.submit(call) for _ in range(callers)]:
@@ -160,6 +165,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"errors      {errors or 'none'} ({report['answered']} answered "
             f"in {report['seconds']:.1f} s)"
         )
+        if "RESOURCE_EXHAUSTED" in report["errors"]:
+            print(
+                "refused     RESOURCE_EXHAUSTED: the server has too few threads for so many "
+                f"callers; give it --grpc_max_threads={max(64, 2 * options.concurrency)} or more"
+            )
     return SOME_FAILED if report["errors"] else OK
 
 

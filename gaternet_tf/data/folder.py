@@ -19,10 +19,12 @@ from gaternet_tf.data.preprocessing import decode_rgb
 from gaternet_tf.errors import UserError
 from gaternet_tf.seeds import derive_seed
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+JPEG_EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp")
+EXTENSIONS = (*JPEG_EXTENSIONS, ".png", ".bmp", ".gif", ".webp")
 TRAINS = ("train", "training")
 TESTS = ("test", "testing", "validation", "valid", "val")
 """Names of directories, in any case, that can be a split, in order of preference."""
+DIRECTORY = "directory"
 LAYOUT = "DIR/train/CLASS/* and DIR/test/CLASS/*, or DIR/CLASS/*"
 
 
@@ -34,15 +36,25 @@ class Picture(NamedTuple):
     path: pathlib.Path
 
 
-def find_pictures(directory: str) -> tuple[list[Picture], list[str]]:
-    """Finds the pictures of each split and class.
+class Found(NamedTuple):
+    """What `find_pictures` returns.
 
-    Hidden files and directories, and files of other kinds, are left out. Without split directories
-    each class gives a fifth of its pictures, chosen by their names alone, to the test.
+    Attributes:
+      pictures: those of `train`, then those of `test`, both sorted by class and name.
+      errors: of the files and directories that cannot be reached.
+      remarks: sentences about what is left out.
+    """
 
-    Returns:
-      The pictures of `train` and of `test`, both sorted by class and name, and the names of the
-      directories that are not used.
+    pictures: list[Picture]
+    errors: list[OSError]
+    remarks: tuple[str, ...]
+
+
+def find_pictures(directory: str) -> Found:
+    """Finds the pictures of each split and class, and what else there is but hidden files.
+
+    Without split directories each class gives a fifth of its pictures, chosen by their names alone,
+    to the test.
 
     Raises:
       UserError: for another layout, or splits whose classes differ.
@@ -50,39 +62,92 @@ def find_pictures(directory: str) -> tuple[list[Picture], list[str]]:
     folder = pathlib.Path(directory).expanduser()
     if not folder.is_dir():
         raise UserError(f"--dataset=folder:DIR must be a directory, and '{directory}' is not one")
+    kinds, errors = _list(folder)
     # A class may be called "train" too, but then it holds pictures and no classes.
-    if train := _split(folder, TRAINS, "train"):
-        pictures = train + _split(folder, TESTS, "test")
-        used = {picture.path.relative_to(folder).parts[0] for picture in pictures}
-        unused = [child.name for child in _subdirectories(folder) if child.name not in used]
+    tops = {
+        path.parts[0].lower(): path.parts[0]
+        for path, kind in kinds.items()
+        if kind in EXTENSIONS and len(path.parts) > 2
+    }
+    train, test = (next((tops[n] for n in names if n in tops), None) for names in (TRAINS, TESTS))
+    remarks = []
+    if train:
+        unused = [
+            path.name
+            for path, kind in kinds.items()
+            if kind == DIRECTORY and len(path.parts) == 1 and path.name not in (train, test)
+        ]
+        kinds = {path: kind for path, kind in kinds.items() if path.parts[0] not in unused}
+        if unused:
+            remarks.append(
+                f"not used of '{directory}': {', '.join(map(repr, unused))}; "
+                "the validation images are always held out of those to train on"
+            )
+    level = 2 if train else 1
+    pictures, classes, filled = [], [], set()
+    others = collections.Counter[str]()
+    for path, kind in kinds.items():
+        if kind == DIRECTORY:
+            classes += [path] if len(path.parts) == level else []
+        elif kind not in EXTENSIONS:
+            others[kind] += 1
+        elif len(path.parts) <= level:
+            others[f"{kind} beside the classes"] += 1
+        else:
+            split = "test" if train and path.parts[0] == test else "train"
+            pictures.append(Picture(split, path.parts[level - 1], folder / path))
+            filled.add(path.parts[:level])
+    empty = [printable(path) for path in classes if path.parts not in filled]
+    left_out = []
+    if others:
+        left_out.append(
+            f"left out {', '.join(f'{kind} ({n})' for kind, n in others.most_common())}"
+        )
+    if empty:
+        left_out.append(f"no picture in {', '.join(empty)}")
+    if left_out:
+        remarks.append(f"folder '{directory}': {'; '.join(left_out)}")
+    if train:
+        pictures.sort(key=lambda picture: picture.split, reverse=True)
     else:
-        pictures, unused = _hold_test_out(folder, _pictures(folder, "train")), []
-    _check_classes(pictures, directory)
-    return pictures, unused
+        pictures = _hold_test_out(folder, pictures)
+    left_out += [f"{printable(error.filename)}: {error.strerror}" for error in errors]
+    _check_classes(pictures, directory, left_out)
+    return Found(pictures, errors, tuple(remarks))
 
 
-def _subdirectories(folder):
-    children = folder.iterdir() if folder.is_dir() else []
-    return sorted(child for child in children if child.is_dir() and not child.name.startswith("."))
+def _list(folder) -> tuple[dict[pathlib.Path, str], list[OSError]]:
+    """Lists everything below a directory but hidden files.
+
+    Returns:
+      The kind of each path, DIRECTORY or the extension, sorted by path, which is relative to the
+      directory; and the errors of what cannot be reached.
+    """
+    kinds, errors = {}, list[OSError]()
+    for parent, directories, names in os.walk(folder, onerror=errors.append, followlinks=True):
+        place = pathlib.Path(parent)
+        inner = place.relative_to(folder)
+        directories[:] = [name for name in directories if not name.startswith(".")]
+        for name in directories.copy():
+            kinds[inner / name] = DIRECTORY
+            # Splits and classes may be links. Further below, links may lead in circles.
+            if len(inner.parts) > 1 and (place / name).is_symlink():
+                kinds[inner / name] = "links to directories"
+                directories.remove(name)
+        for name in names:
+            if not name.startswith("."):
+                try:
+                    os.stat(place / name)
+                    suffix = pathlib.Path(name).suffix.lower()
+                    kinds[inner / name] = printable(suffix) or "no extension"
+                except OSError as error:
+                    errors.append(error)
+    return dict(sorted(kinds.items())), errors
 
 
-def _split(folder, names, split) -> list[Picture]:
-    """Returns the pictures of the first of the named directories that has classes with pictures."""
-    children = {child.name.lower(): child for child in _subdirectories(folder)}
-    found = (_pictures(children[name], split) for name in names if name in children)
-    return next(filter(None, found), [])
-
-
-def _pictures(folder, split) -> list[Picture]:
-    """Returns the pictures anywhere below the subdirectories, which are classes."""
-    return [
-        Picture(split, child.name, path)
-        for child in _subdirectories(folder)
-        for path in sorted(child.rglob("*"))
-        if path.suffix.lower() in EXTENSIONS
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
+def printable(path: str | os.PathLike) -> str:
+    """Returns the name of a file, which need not be UTF-8."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _hold_test_out(folder, pictures):
@@ -115,7 +180,7 @@ def _hold_test_out(folder, pictures):
     return train + test
 
 
-def _check_classes(pictures, directory):
+def _check_classes(pictures, directory, left_out):
     train, test = (
         {picture.label for picture in pictures if picture.split == split}
         for split in ("train", "test")
@@ -125,21 +190,24 @@ def _check_classes(pictures, directory):
             f"--dataset=folder:DIR must have {LAYOUT}, with {', '.join(EXTENSIONS)} files of at "
             f"least two classes, the same in both splits; '{directory}' has {len(train)} to train "
             f"on; only in training: {', '.join(sorted(train - test)) or 'none'}; only in the test: "
-            f"{', '.join(sorted(test - train)) or 'none'}"
+            f"{'; '.join([', '.join(sorted(test - train)) or 'none', *left_out])}"
         )
 
 
 def read_picture(path: pathlib.Path) -> bytes:
-    """Reads a picture's file; a BMP with a palette, which TensorFlow ignores, becomes a PNG.
+    """Reads a picture's file; a BMP with a palette and a WebP become PNGs.
+
+    TensorFlow ignores the palette, and not every model server reads WebP.
 
     Raises:
-      OSError, ValueError: for a file that cannot be read, and a BMP that Pillow cannot decode.
+      OSError, ValueError: for a file that cannot be read, and one that Pillow cannot decode.
     """
     data = path.read_bytes()
-    if not data.startswith(b"BM"):
+    is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+    if not is_webp and not data.startswith(b"BM"):
         return data
     with Image.open(path) as image:
-        if image.mode not in ("1", "L", "P"):
+        if not is_webp and image.mode not in ("1", "L", "P"):
             return data
         if image.mode == "1" and data[28] == 8:
             # Pillow 13 unpacks such a picture as if it had 1 bit a pixel.
@@ -149,11 +217,11 @@ def read_picture(path: pathlib.Path) -> bytes:
     return png.getvalue()
 
 
-def why_unreadable(picture: Picture) -> str | None:
+def why_unreadable(path: pathlib.Path) -> str | None:
     """Returns why a picture cannot be decoded, or None."""
     try:
-        decode_rgb(tf.constant(read_picture(picture.path)))
-    except (OSError, ValueError) as error:
+        decode_rgb(tf.constant(read_picture(path)))
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         return str(error)
     except tf.errors.OpError as error:
         return error.message.splitlines()[0].rpartition("} ")[2]
@@ -171,7 +239,7 @@ class Folder(tfds.core.GeneratorBasedBuilder):
       skip_unreadable: whether to leave out pictures that cannot be decoded instead of refusing.
 
     Attributes:
-      unused: names of the directories that are not used.
+      remarks: sentences about what is left out.
 
     Raises:
       UserError: for a directory with another layout.
@@ -181,12 +249,14 @@ class Folder(tfds.core.GeneratorBasedBuilder):
 
     def __init__(self, directory: str, data_dir: str | None = None, skip_unreadable: bool = False):
         self._directory, self._skip = directory, skip_unreadable
-        self._pictures, self.unused = find_pictures(directory)
+        self._pictures, self._errors, self.remarks = find_pictures(directory)
         # The prepared copy is named by what lies in the directory: other pictures, another dataset.
         digest = hashlib.blake2b(b"skip" if skip_unreadable else b"", digest_size=4)
         for split, _, path in self._pictures:
             stat = path.stat()
             digest.update(os.fsencode(f"{split} {path} {stat.st_size} {stat.st_mtime_ns};"))
+        for error in self._errors:
+            digest.update(os.fsencode(error.filename))
         folder = pathlib.Path(directory).expanduser().resolve()
         config = tfds.core.BuilderConfig(name=f"{folder.name}-{digest.hexdigest()}")
         super().__init__(config=config, data_dir=data_dir)
@@ -203,22 +273,20 @@ class Folder(tfds.core.GeneratorBasedBuilder):
             class or a split is empty without them.
         """
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            reasons = list(pool.map(why_unreadable, self._pictures))
+            reasons = list(pool.map(why_unreadable, [path for _, _, path in self._pictures]))
         checked = list(zip(self._pictures, reasons, strict=True))
-        # Names of files need not be UTF-8.
-        lines = [
-            f"\n  {os.fsencode(picture.path).decode(errors='backslashreplace')}: {reason}"
-            for picture, reason in checked
-            if reason is not None
-        ]
-        if not lines:
+        unreadable = [(error.filename, error.strerror) for error in self._errors]
+        unreadable += [(picture.path, reason) for picture, reason in checked if reason is not None]
+        if not unreadable:
             return
-        text = f"{len(lines)} of {len(checked)} pictures cannot be read:{''.join(lines)}"
+        lines = [f"\n  {printable(path)}: {reason}" for path, reason in unreadable]
+        total = len(checked) + len(self._errors)
+        text = f"{len(lines)} of {total} pictures cannot be read:{''.join(lines)}"
         if not self._skip:
             raise UserError(f"{text}\nRemove them, or leave them out with --skip_unreadable.")
-        print(f"leaving out {text}", flush=True)
+        print(f"{text}\nThey are left out.", flush=True)
         self._pictures = [picture for picture, reason in checked if reason is None]
-        _check_classes(self._pictures, self._directory)
+        _check_classes(self._pictures, self._directory, [])
 
     def _split_generators(self, dl_manager):
         return {split: self._generate_examples(split) for split in ("train", "test")}

@@ -70,14 +70,9 @@ def open_dataset(
         defaults=defaults_of(name),
         builder=builder,
     )
-    dataset = _with_test(dataset)
-    if isinstance(builder, Folder) and builder.unused:
-        remark = (
-            f"not used of '{name.removeprefix(FOLDER)}': {', '.join(map(repr, builder.unused))}; "
-            "the validation images are always held out of those to train on"
-        )
-        dataset = dataclasses.replace(dataset, remarks=(remark,))
-    return dataset
+    if isinstance(builder, Folder):
+        dataset = dataclasses.replace(dataset, remarks=builder.remarks)
+    return _with_test(dataset)
 
 
 def _with_test(dataset):

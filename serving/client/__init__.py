@@ -137,7 +137,7 @@ class GaterNetClient:
         """Classifies pictures of any size and number.
 
         Args:
-          images: paths, encoded bytes (JPEG, PNG, GIF, BMP), PIL images and uint8 arrays
+          images: paths, encoded bytes (JPEG, PNG, GIF, BMP, WebP), PIL images and uint8 arrays
             [height, width] or [height, width, 1, 3 or 4], in any mix. EXIF orientation is ignored,
             as in training and evaluation.
           top: number of classes in `Prediction.top`. More than 1 costs one request more for each

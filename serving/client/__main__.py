@@ -28,8 +28,8 @@ PROGRAM = "serving.client"
 DESCRIPTION = """\
 Classifies pictures on a model server: TensorFlow Serving, or python -m serving.server.
 
-PICTURE is a JPEG, PNG, GIF or BMP file, a directory, which stands for all such files below it, or
-"-" for a list of them on the standard input, one a line. EXIF orientation is ignored, as in
+PICTURE is a JPEG, PNG, GIF, BMP or WebP file, a directory, which stands for all such files below
+it, or "-" for a list of them on the standard input, one a line. EXIF orientation is ignored, as in
 training."""
 EPILOG = """\
 exit status:

@@ -19,7 +19,8 @@ from serving.client import (
 )
 
 OK, FAILED, USAGE, SOME_FAILED, UNREACHABLE, UNKNOWN_MODEL = range(6)
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp")
+SUFFIXES = (*JPEG_SUFFIXES, ".png", ".bmp", ".gif", ".webp")
 
 
 def path(text: str) -> str:

@@ -15,15 +15,16 @@ PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 def encode(image) -> bytes | PictureError:
     """Returns the encoded picture that is sent for a path, bytes, a PIL image or a uint8 array.
 
-    Files and bytes are sent as they are. PIL images and arrays become PNG, and so do BMPs: servers
-    ignore their palettes. An image that cannot be sent gives the error that answers it.
+    Files and bytes are sent as they are. PIL images and arrays become PNG, and so do BMPs, whose
+    palettes servers ignore, and WebPs, which not every server reads. An image that cannot be sent
+    gives the error that answers it.
     """
     if isinstance(image, str | os.PathLike):
         try:
             image = pathlib.Path(image).read_bytes()
         except (OSError, ValueError) as error:
             return PictureError(f"cannot be read ({getattr(error, 'strerror', error)})")
-    if not isinstance(image, bytes) or image.startswith(b"BM"):
+    if not isinstance(image, bytes) or image.startswith(b"BM") or image[8:12] == b"WEBP":
         try:
             image = _as_png(image)
         # Pillow raises exceptions of many kinds for damaged files.
@@ -38,7 +39,7 @@ def _as_png(image) -> bytes:
     import PIL.Image
 
     if isinstance(image, bytes):
-        picture: PIL.Image.Image = PIL.Image.open(io.BytesIO(image), formats=["BMP"])
+        picture: PIL.Image.Image = PIL.Image.open(io.BytesIO(image), formats=["BMP", "WEBP"])
         if picture.mode == "1" and image[28] != 1:
             # Pillow reads 1 bit a pixel of any BMP with the two colours black and white.
             raise ValueError(f"a black-and-white BMP of {image[28]} bits a pixel")

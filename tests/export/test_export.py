@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import plant_run
+from PIL import Image
 
 from export.exporting import ExportConfig, build_network, export_run
 from export.session import Request, run_requests
@@ -275,3 +276,9 @@ def test_damaged_pictures_are_named(tmp_path, trained):
     damaged.write_bytes(damaged.read_bytes()[:40])
     with pytest.raises(UserError, match=f"'{damaged}' cannot be decoded .*--warmup_images"):
         warmup_pictures(run)
+
+
+def test_a_webp_is_recorded_as_png(tmp_path, trained):
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.webp")
+    (picture,), _ = warmup_pictures(trained, str(tmp_path))
+    assert picture.startswith(b"\x89PNG")

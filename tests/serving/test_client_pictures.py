@@ -59,6 +59,14 @@ def test_a_bmp_is_sent_with_the_colours_of_its_palette():
     np.testing.assert_array_equal(decoded(saved(image, "BMP")), palette[numbers])
 
 
+def test_a_webp_is_sent_as_png():
+    image = Image.fromarray(RANDOM.integers(0, 255, [5, 7, 3], np.uint8))
+    file = io.BytesIO()
+    image.save(file, "WEBP", lossless=True)
+    assert encode(file.getvalue()).startswith(b"\x89PNG")
+    np.testing.assert_array_equal(decoded(file.getvalue()), np.asarray(image))
+
+
 def test_exif_orientation_is_ignored():
     image = Image.fromarray(RANDOM.integers(0, 255, [5, 4, 3], np.uint8))
     image.getexif()[0x0112] = 6

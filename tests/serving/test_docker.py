@@ -63,11 +63,13 @@ def test_model_lists_parse_and_label_only_versions_that_they_serve(name, labels)
     assert set(labels.values()) <= set(model.model_version_policy.specific.versions)
 
 
-def test_batches_hold_the_warm_up_records():
+def test_batches_hold_the_warm_up_records_and_threads_fill_them():
     """tensorflow-serving-api has no message for this file; each number is in a wrapper."""
     text = (DOCKER / "batching.config").read_text()
     (size,) = re.findall(r"^max_batch_size \{ value: (\d+) \}$", text, re.MULTILINE)
     assert int(size) >= 32
+    # A batch has at most as many requests as there are threads.
+    assert int(flags(compose()["command"])["--grpc_max_threads"]) >= 2 * int(size)
 
 
 def test_compose_publishes_on_loopback_and_mounts_read_only():

@@ -6,7 +6,8 @@ import json
 import pytest
 from fake_servers import FakeModel, RefusedError, grpc_server, picture
 
-from serving.loadtest import main, run_load, summarize
+from serving.client.channel import CHANNEL_OPTIONS
+from serving.loadtest import PAUSE, main, run_load, summarize
 
 
 @pytest.fixture
@@ -46,6 +47,24 @@ def test_counts_what_failed(load):
     status, out = load(model, "--requests=10", "--concurrency=1")
     assert status == 3
     assert "errors      5 INTERNAL (5 answered in" in out
+    assert "grpc_max_threads" not in out
+
+
+@pytest.mark.parametrize(("callers", "threads"), [(1, 64), (40, 80)])
+def test_refused_callers_pause_and_the_flag_is_named(load, monkeypatch, callers, threads):
+    def before(request):
+        if len(model.rows) > 1:
+            raise RefusedError("RESOURCE_EXHAUSTED", "Server Threadpool Exhausted")
+
+    pauses = []
+    monkeypatch.setattr("time.sleep", pauses.append)
+    monkeypatch.setitem(CHANNEL_OPTIONS, "grpc.enable_retries", 0)
+    model = FakeModel(before)
+    status, out = load(model, "--requests=5", f"--concurrency={callers}")
+    assert status == 3
+    assert "errors      5 RESOURCE_EXHAUSTED (0 answered in" in out
+    assert f"give it --grpc_max_threads={threads} or more" in out
+    assert pauses == [PAUSE] * 5
 
 
 def test_no_request_begins_after_the_duration(monkeypatch):

@@ -126,7 +126,7 @@ def server(exported, tmp_path_factory):
     directory = tmp_path_factory.mktemp("plain")
     publish(exported, directory / "gaternet", 1)
     flags = ["--model_name=gaternet", f"--model_base_path={directory / 'gaternet'}"]
-    with tensorflow_serving(directory, *flags) as server:
+    with tensorflow_serving(directory, *flags, "--grpc_max_threads=64") as server:
         yield server
 
 

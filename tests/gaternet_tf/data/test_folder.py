@@ -10,7 +10,10 @@ from PIL import Image
 
 from gaternet_tf import UserError
 from gaternet_tf.data import Preprocessing, evaluation_batches, open_dataset
+from gaternet_tf.data.folder import EXTENSIONS
 from gaternet_tf.evaluation import dataset_with_classes
+from serving.client.command_line import SUFFIXES
+from serving.client.pictures import encode
 
 RNG = np.random.default_rng(0)
 KINDS = [
@@ -24,7 +27,10 @@ KINDS = [
     ("bmp", "RGB"),
     ("gif", "P"),
     ("png", "1"),
+    ("jfif", "RGB"),
+    ("webp", "RGBA"),
 ]
+TRAINING = 2 * len(KINDS)
 
 
 def save(path, mode="RGB", number=0):
@@ -40,7 +46,7 @@ def save(path, mode="RGB", number=0):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Cats and dogs, ten pictures each in training and two each in the test."""
+    """Cats and dogs, a picture of each kind in training and two in the test."""
     for name in ("cat", "dog"):
         for number, (suffix, mode) in enumerate(KINDS):
             save(tmp_path / "pets" / "train" / name / f"{number}.{suffix}", mode, number)
@@ -54,6 +60,7 @@ def opened(folder, **options):
 
 
 def test_every_kind_and_size_is_read_as_an_exported_model_reads_it(folder):
+    assert EXTENSIONS == SUFFIXES
     # Hidden files and files of other kinds are left out.
     for name in ("cat/.hidden.png", "cat/.cache/x.png", "cat/notes.txt", ".thumbnails/1.png"):
         (folder / "train" / name).parent.mkdir(exist_ok=True)
@@ -61,17 +68,34 @@ def test_every_kind_and_size_is_read_as_an_exported_model_reads_it(folder):
     dataset = opened(folder)
     assert dataset.labels == ("cat", "dog")
     assert dataset.image_shape == (None, None, 3)
-    assert (dataset.size("train"), dataset.size("test")) == (20, 4)
-    assert np.bincount(dataset.labels_of("train")).tolist() == [10, 10]
-    assert dataset.remarks == ()
+    assert (dataset.size("train"), dataset.size("test")) == (TRAINING, 4)
+    assert np.bincount(dataset.labels_of("train")).tolist() == [len(KINDS)] * 2
+    assert dataset.remarks == (f"folder '{folder}': left out .txt (1)",)
     preprocessing = Preprocessing(8, 8, 3, (0.0,) * 3, (1.0,) * 3)
-    ((images, _),) = evaluation_batches(dataset, preprocessing, 20, "train")
+    ((images, _),) = evaluation_batches(dataset, preprocessing, TRAINING, "train")
     served = {
-        preprocessing.decode(tf.constant(path.read_bytes())).numpy().tobytes()
-        for path in (folder / "train").glob("*/[0-9].*")
+        preprocessing.decode(tf.constant(encode(path))).numpy().tobytes()
+        for path in (folder / "train").glob("*/[0-9]*.*")
         if path.parent.name in dataset.labels
     }
     assert {image.tobytes() for image in np.rint(images * 255).astype(np.uint8)} == served
+
+
+def test_what_is_left_out_is_counted_and_classes_without_pictures_are_named(folder):
+    for name in ("1.tiff", "train/cat/2.tiff", "train/cat/README", "train/fox/more/3.tiff"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("not a picture")
+    save(folder / "train" / "4.png")
+    # A class may be a link; links below it might lead in circles.
+    (folder / "train" / "cow").symlink_to(folder / "train" / "dog")
+    (folder / "test" / "cow").symlink_to(folder / "test" / "dog")
+    (folder / "train" / "dog" / "circle").symlink_to(folder / "train")
+    dataset = opened(folder)
+    assert dataset.labels == ("cat", "cow", "dog")
+    assert dataset.remarks == (
+        f"folder '{folder}': left out .tiff (3), links to directories (2), "
+        ".png beside the classes (1), no extension (1); no picture in train/fox",
+    )
 
 
 COLOURS = RNG.integers(0, 256, (256, 3)).astype(np.uint8)
@@ -126,7 +150,7 @@ def test_names_of_splits_may_have_capitals(folder):
     (folder / "train").rename(folder / "Training")
     (folder / "test").rename(folder / "TEST")
     dataset = opened(folder)
-    assert (dataset.size("train"), dataset.size("test")) == (20, 4)
+    assert (dataset.size("train"), dataset.size("test")) == (TRAINING, 4)
     assert dataset.remarks == ()
 
 
@@ -145,6 +169,10 @@ def test_splits_of_unknown_names_are_no_classes(folder):
             ["train/cat/1.png", "train/dog/1.png", "test/cat/1.png", "test/fox/1.png"],
             "only in training: dog; only in the test: fox",
         ),
+        (
+            ["train/cat/1.png", "train/dog/1.tiff", "test/cat/1.png"],
+            "has 1 to train on.*: none; left out .tiff \\(1\\); no picture in train/dog",
+        ),
     ],
 )
 def test_other_layouts_are_refused(tmp_path, names, words):
@@ -156,26 +184,45 @@ def test_other_layouts_are_refused(tmp_path, names, words):
         opened(tmp_path / "nowhere")
 
 
-def test_unreadable_pictures_are_listed_and_refused_or_left_out(folder, capsys):
+def test_unreadable_pictures_are_listed_and_refused_or_left_out(folder, capsys, monkeypatch):
     (folder / "train" / "cat" / "empty.png").write_bytes(b"")
     (folder / "train" / "dog" / "text.jpg").write_text("not a picture")
     whole = (folder / "test" / "cat" / "0.png").read_bytes()
     # A name of a file need not be UTF-8.
     (folder / "test" / "dog" / os.fsdecode(b"\xff.png")).write_bytes(whole[: len(whole) // 2])
 
+    (folder / "train" / "cat" / "link.png").symlink_to("nowhere")
+    (folder / "train" / "dog" / "locked").mkdir()
+    scandir = os.scandir
+
+    def denied(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
     with pytest.raises(UserError) as error:
         opened(folder)
     text = str(error.value)
-    assert "3 of 27 pictures cannot be read" in text
-    for path in ("train/cat/empty.png: ", "train/dog/text.jpg: ", "test/dog/\\xff.png: "):
+    counts = f"5 of {TRAINING + 9} pictures"
+    assert f"{counts} cannot be read" in text
+    for path in (
+        "train/cat/empty.png: ",
+        "train/dog/text.jpg: ",
+        "test/dog/\\xff.png: ",
+        "train/cat/link.png: No such file",
+        "train/dog/locked: Permission denied",
+    ):
         assert f"{folder}/{path}" in text
     assert not (folder.parent / "data").exists()
 
     dataset = opened(folder, skip_unreadable=True)
-    assert (dataset.size("train"), dataset.size("test")) == (20, 4)
-    assert "leaving out 3 of 27 pictures" in capsys.readouterr().out
+    assert (dataset.size("train"), dataset.size("test")) == (TRAINING, 4)
+    out = capsys.readouterr().out
+    assert f"{counts} cannot be read" in out
+    assert "They are left out." in out
     # The copy without them does not count as one of readable pictures.
-    with pytest.raises(UserError, match="3 of 27"):
+    with pytest.raises(UserError, match=counts):
         opened(folder)
 
 
@@ -198,8 +245,8 @@ def test_a_run_is_not_tested_on_pictures_that_have_changed(folder):
             str(folder.parent / "data"),
         )
 
-    assert reopen().size("train") == 20
+    assert reopen().size("train") == TRAINING
     save(folder / "train" / "cat" / "new.png")
     with pytest.raises(UserError, match=r"has changed.*--dataset=folder:"):
         reopen()
-    assert reopen(dataset.name).size("train") == 21
+    assert reopen(dataset.name).size("train") == TRAINING + 1
