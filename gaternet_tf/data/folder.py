@@ -59,61 +59,79 @@ def find_pictures(directory: str) -> Found:
     Raises:
       UserError: for another layout, or splits whose classes differ.
     """
-    folder = pathlib.Path(directory).expanduser()
+    folder = pathlib.Path(directory)
     if not folder.is_dir():
         raise UserError(f"--dataset=folder:DIR must be a directory, and '{directory}' is not one")
     kinds, errors = _list(folder)
-    # A class may be called "train" too, but then it holds pictures and no classes.
+    train, test = _splits(kinds)
+    remarks = []
+    if train:
+        tops = [
+            path.name for path, kind in kinds.items() if kind == DIRECTORY and not path.parts[1:]
+        ]
+        if unused := [name for name in tops if name not in (train, test)]:
+            kinds = {path: kind for path, kind in kinds.items() if path.parts[0] not in unused}
+            remarks.append(
+                f"not used of '{directory}': {', '.join(map(repr, unused))}; "
+                "the validation images are always held out of those to train on"
+            )
+    level = 2 if train else 1
+    pictures = [
+        Picture(
+            "test" if train and path.parts[0] == test else "train",
+            path.parts[level - 1],
+            folder / path,
+        )
+        for path, kind in kinds.items()
+        if kind in EXTENSIONS and len(path.parts) > level
+    ]
+    if left_out := _left_out(kinds, level):
+        remarks.append(f"folder '{directory}': {'; '.join(left_out)}")
+    left_out += [f"{printable(error.filename)}: {error.strerror}" for error in errors]
+    if train:
+        pictures.sort(key=lambda picture: picture.split, reverse=True)
+    else:
+        pictures = _hold_test_out(folder, pictures)
+    _check_classes(pictures, directory, left_out)
+    return Found(pictures, errors, tuple(remarks))
+
+
+def _splits(kinds) -> tuple[str | None, str | None]:
+    """Returns the names of the directories that are the splits, None where there is none.
+
+    A class may be called "train" too, but then it holds pictures and no classes.
+    """
     tops = {
         path.parts[0].lower(): path.parts[0]
         for path, kind in kinds.items()
         if kind in EXTENSIONS and len(path.parts) > 2
     }
     train, test = (next((tops[n] for n in names if n in tops), None) for names in (TRAINS, TESTS))
-    remarks = []
-    if train:
-        unused = [
-            path.name
-            for path, kind in kinds.items()
-            if kind == DIRECTORY and len(path.parts) == 1 and path.name not in (train, test)
-        ]
-        kinds = {path: kind for path, kind in kinds.items() if path.parts[0] not in unused}
-        if unused:
-            remarks.append(
-                f"not used of '{directory}': {', '.join(map(repr, unused))}; "
-                "the validation images are always held out of those to train on"
-            )
-    level = 2 if train else 1
-    pictures, classes, filled = [], [], set()
+    return train, test
+
+
+def _left_out(kinds, level) -> list[str]:
+    """Returns what is no picture of a class, and which class has none.
+
+    Args:
+      kinds: see `_list`.
+      level: the number of directories that lead to a picture of a class.
+    """
     others = collections.Counter[str]()
     for path, kind in kinds.items():
-        if kind == DIRECTORY:
-            classes += [path] if len(path.parts) == level else []
-        elif kind not in EXTENSIONS:
+        if kind in EXTENSIONS:
+            others[f"{kind} beside the classes"] += len(path.parts) <= level
+        elif kind != DIRECTORY:
             others[kind] += 1
-        elif len(path.parts) <= level:
-            others[f"{kind} beside the classes"] += 1
-        else:
-            split = "test" if train and path.parts[0] == test else "train"
-            pictures.append(Picture(split, path.parts[level - 1], folder / path))
-            filled.add(path.parts[:level])
-    empty = [printable(path) for path in classes if path.parts not in filled]
-    left_out = []
-    if others:
-        left_out.append(
-            f"left out {', '.join(f'{kind} ({n})' for kind, n in others.most_common())}"
-        )
-    if empty:
-        left_out.append(f"no picture in {', '.join(empty)}")
-    if left_out:
-        remarks.append(f"folder '{directory}': {'; '.join(left_out)}")
-    if train:
-        pictures.sort(key=lambda picture: picture.split, reverse=True)
-    else:
-        pictures = _hold_test_out(folder, pictures)
-    left_out += [f"{printable(error.filename)}: {error.strerror}" for error in errors]
-    _check_classes(pictures, directory, left_out)
-    return Found(pictures, errors, tuple(remarks))
+    parts = [f"{kind} ({number})" for kind, number in others.most_common() if number]
+    filled = {path.parts[:level] for path, kind in kinds.items() if kind in EXTENSIONS}
+    empty = [
+        printable(path)
+        for path, kind in kinds.items()
+        if kind == DIRECTORY and len(path.parts) == level and path.parts not in filled
+    ]
+    sentences = {"left out": parts, "no picture in": empty}
+    return [f"{text} {', '.join(names)}" for text, names in sentences.items() if names]
 
 
 def _list(folder) -> tuple[dict[pathlib.Path, str], list[OSError]]:
@@ -257,7 +275,7 @@ class Folder(tfds.core.GeneratorBasedBuilder):
             digest.update(os.fsencode(f"{split} {path} {stat.st_size} {stat.st_mtime_ns};"))
         for error in self._errors:
             digest.update(os.fsencode(error.filename))
-        folder = pathlib.Path(directory).expanduser().resolve()
+        folder = pathlib.Path(directory).resolve()
         config = tfds.core.BuilderConfig(name=f"{folder.name}-{digest.hexdigest()}")
         super().__init__(config=config, data_dir=data_dir)
 
