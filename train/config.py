@@ -5,6 +5,7 @@ Imports neither TensorFlow nor Keras, so that `python -m train.main --help` answ
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 
@@ -258,6 +259,35 @@ class TrainingConfig:
         resnet_spec(self.backbone, self.width)
         if self.gater != NO_GATER:
             resnet_spec(self.gater)
+
+
+def default_workdir(
+    config: TrainingConfig, named: dict, experiment: str | None = None, smoke: bool = False
+) -> str:
+    """Returns runs/NAME, where NAME tells apart what is trained.
+
+    That is the experiment, or dataset and backbone; each other setting that differs from its
+    default, or from the experiment's; and the seed. The number of epochs is not in it: training on
+    is not another run.
+
+    Args:
+      config: the settings of the run.
+      named: those of the experiment, or none.
+      experiment: the experiment's name.
+      smoke: whether it is only tried.
+    """
+    usual = dataclasses.asdict(TrainingConfig(**named))
+    left_out = {"seed", "epochs", *ENVIRONMENT}
+    if not experiment:
+        left_out |= {"dataset", "backbone"}
+    parts = [experiment or f"{config.dataset}-{config.backbone}", *["smoke"] * smoke]
+    parts += [
+        f"{name}_{value}"
+        for name, value in dataclasses.asdict(config).items()
+        if name not in left_out and value != usual[name]
+    ]
+    name = "-".join([*parts, str(config.seed)])
+    return "runs/" + re.sub(r"[^\w.-]+", "-", name)
 
 
 def _problem(value, at_least=None, above=None, below=None, choices=None, **_):

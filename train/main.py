@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import re
 from typing import Any
 
 from absl import flags
@@ -10,7 +9,7 @@ from absl import flags
 from gaternet_tf.command import define_path, run, run_command
 from gaternet_tf.errors import UserError
 from train.command import define_settings, settings_by_group
-from train.config import ENVIRONMENT, RUN, TrainingConfig
+from train.config import RUN, TrainingConfig, default_workdir
 from train.experiments import find_experiment, is_pattern, list_experiments
 
 FLAGS = flags.FLAGS
@@ -83,35 +82,6 @@ def train_from_flags():
     config = TrainingConfig(**(named | settings))
     workdir = FLAGS.workdir or default_workdir(config, named, FLAGS.experiment, FLAGS.smoke)
     train(config, workdir, FLAGS.previous_checkpoint)
-
-
-def default_workdir(
-    config: TrainingConfig, named: dict, experiment: str | None = None, smoke: bool = False
-) -> str:
-    """Returns runs/NAME, where NAME tells apart what is trained.
-
-    That is the experiment, or dataset and backbone; each other setting that differs from its
-    default, or from the experiment's; and the seed. The number of epochs is not in it: training on
-    is not another run.
-
-    Args:
-      config: the settings of the run.
-      named: those of the experiment, or none.
-      experiment: the experiment's name.
-      smoke: whether it is only tried.
-    """
-    usual = dataclasses.asdict(TrainingConfig(**named))
-    left_out = {"seed", "epochs", *ENVIRONMENT}
-    if not experiment:
-        left_out |= {"dataset", "backbone"}
-    parts = [experiment or f"{config.dataset}-{config.backbone}", *["smoke"] * smoke]
-    parts += [
-        f"{name}_{value}"
-        for name, value in dataclasses.asdict(config).items()
-        if name not in left_out and value != usual[name]
-    ]
-    name = "-".join([*parts, str(config.seed)])
-    return "runs/" + re.sub(r"[^\w.-]+", "-", name)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 from helpers import help_without_tensorflow
 
 from gaternet_tf import UserError
-from train.config import TrainingConfig
+from train.config import TrainingConfig, default_workdir
 
 
 def test_the_defaults_are_legal():
@@ -35,6 +35,22 @@ def test_the_defaults_are_legal():
 def test_a_setting_that_cannot_work_is_refused_with_what_is_legal(change, words):
     with pytest.raises(UserError, match=words):
         TrainingConfig(**change).check()
+
+
+def test_default_directories_tell_apart_what_is_trained():
+    named = {"backbone": "resnet20", "gate_bias": 2.0}
+    names = [
+        default_workdir(TrainingConfig(**settings), {})
+        for settings in ({}, {"sparsity": 0.5}, {"gater": "none"}, {"seed": 1})
+    ]
+    assert names == [
+        *("runs/cifar10-resnet20-0", "runs/cifar10-resnet20-sparsity_0.5-0"),
+        *("runs/cifar10-resnet20-gater_none-0", "runs/cifar10-resnet20-1"),
+    ]
+    longer = TrainingConfig(dataset="folder:my/pets", data_dir="elsewhere", epochs=3)
+    assert default_workdir(longer, {}) == "runs/folder-my-pets-resnet20-0"
+    config = TrainingConfig(**named, sparsity=1.0)
+    assert default_workdir(config, named, "open", smoke=True) == "runs/open-smoke-sparsity_1.0-0"
 
 
 def test_a_run_records_every_setting(trained):

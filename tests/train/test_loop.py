@@ -169,3 +169,20 @@ def test_a_second_process_does_not_train_into_the_same_run(data_dir, stopped):
     refused = pytest.raises(UserError, match="must not be in use, and another process")
     with stopped.locked(), refused:
         train(small_config(data_dir, epochs=3), stopped.path)
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.filterwarnings("ignore:Even though:UserWarning")
+def test_a_run_starts_from_the_weights_of_another(trained, data_dir, tmp_path, capsys):
+    changes = {"init_from": str(trained.path), "steps_per_epoch": 1, "learning_rate": 1e-9}
+    # So small a rate leaves the weights as they are; only the moving moments change a little.
+    result = train(small_config(data_dir, **changes), tmp_path / "run")
+    assert result["test_accuracy"] == pytest.approx(trained.result["test_accuracy"], abs=0.1)
+    before, after = (run.load_model() for run in (trained, open_run(tmp_path / "run")))
+    for ours, theirs in zip(before.trainable_weights, after.trainable_weights, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6, err_msg=ours.path)
+    assert "networks learn little" not in capsys.readouterr().out
+    other = small_config(data_dir, **changes, backbone="resnet14")
+    with pytest.raises(UserError, match=r"--init_from must be a run of the same network"):
+        train(other, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
