@@ -123,6 +123,9 @@ class Training:
         set_dtype_policy = keras.mixed_precision.set_dtype_policy
         stack.callback(set_dtype_policy, keras.mixed_precision.dtype_policy())
         set_dtype_policy(config.dtype_policy)
+        # The dtype of what has no policy: input, losses and metrics.
+        stack.callback(keras.config.set_floatx, keras.config.floatx())
+        keras.config.set_floatx("float32")
         shape, classes = self.preprocessing.shape, len(self.dataset.labels)
         with self.strategy.scope():
             self.model = build_and_compile(config, shape, classes, self.steps, self.replicas)
