@@ -10,12 +10,22 @@ from gaternet_tf.version import __version__
 # `python -m gaternet_tf.analysis` imports this package while sys.argv is still ["-m", ...]. Leaving
 # TensorFlow out then lets the command answer --help, and choose what TensorFlow logs, before it.
 if sys.argv[:1] != ["-m"]:
+    wrong_backend = (
+        "gaternet_tf needs Keras on TensorFlow, and Keras' backend is {}; set "
+        "KERAS_BACKEND=tensorflow before Keras is imported, or change ~/.keras/keras.json"
+    )
     try:
+        import keras
+
+        if keras.backend.backend() != "tensorflow":
+            raise ImportError(wrong_backend.format(keras.backend.backend()))
         from gaternet_tf import layers, losses, models
         from gaternet_tf.errors import UserError
         from gaternet_tf.models import GateMap, build_gaternet, gate_map
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
+        if package in ("jax", "torch", "openvino"):
+            raise ImportError(wrong_backend.format(package)) from None
         if package not in ("keras", "tensorflow"):
             raise
         raise ModuleNotFoundError(
