@@ -19,7 +19,7 @@ if sys.argv[:1] != ["-m"]:
 
         if keras.backend.backend() != "tensorflow":
             raise ImportError(wrong_backend.format(keras.backend.backend()))
-        from gaternet_tf import layers, losses, models
+        from gaternet_tf import callbacks, layers, losses, models
         from gaternet_tf.errors import UserError
         from gaternet_tf.models import GateMap, build_gaternet, gate_map
     except ModuleNotFoundError as error:
@@ -39,6 +39,7 @@ __all__ = [
     "UserError",
     "__version__",
     "build_gaternet",
+    "callbacks",
     "gate_map",
     "layers",
     "losses",
