@@ -26,12 +26,22 @@ def _runs_a_command() -> bool:
 
 
 if not _runs_a_command():
+    wrong_backend = (
+        "gaternet_tf needs Keras on TensorFlow, and Keras' backend is {}; set "
+        "KERAS_BACKEND=tensorflow before Keras is imported, or change ~/.keras/keras.json"
+    )
     try:
-        from gaternet_tf import layers, losses, models
+        import keras
+
+        if keras.backend.backend() != "tensorflow":
+            raise ImportError(wrong_backend.format(keras.backend.backend()))
+        from gaternet_tf import callbacks, layers, losses, models
         from gaternet_tf.errors import UserError
         from gaternet_tf.models import GateMap, build_gaternet, gate_map
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
+        if package in ("jax", "torch", "openvino"):
+            raise ImportError(wrong_backend.format(package)) from None
         if package not in ("keras", "tensorflow"):
             raise
         raise ModuleNotFoundError(
@@ -45,6 +55,7 @@ __all__ = [
     "UserError",
     "__version__",
     "build_gaternet",
+    "callbacks",
     "gate_map",
     "layers",
     "losses",

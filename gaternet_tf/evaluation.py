@@ -11,6 +11,7 @@ import tensorflow as tf
 from gaternet_tf.data import Dataset, evaluation_batches, open_dataset
 from gaternet_tf.documents import write_json
 from gaternet_tf.errors import UserError
+from gaternet_tf.losses import SmoothedCrossentropy
 from gaternet_tf.macs import gate_macs, layer_macs
 from gaternet_tf.models import gate_map
 from gaternet_tf.runs import open_run
@@ -31,29 +32,31 @@ class Evaluator:
             lambda images: model(images, training=False), reduce_retracing=True
         )
 
-    def __call__(self, batches) -> dict:
+    def __call__(self, batches, loss: keras.losses.Loss | None = None) -> dict:
         """Evaluates batches.
 
         Args:
           batches: iterable of (images [batch, height, width, channels], labels [batch]).
+          loss: a loss of labels and logits, such as the one that is trained; None for the plain
+            cross-entropy.
 
         Returns:
-          `accuracy`, `loss` (cross entropy, mean over images), `images`, and for a gated model the
+          `accuracy`, `loss` (mean over images), `images`, and for a gated model the
           numbers of `gates_always_on`, `gates_always_off` and `gates_input_dependent` over these
           images, `gate_rate` (share of gates on), the same by stage as `gate_rate_stageN`, and
           `gates_on_min`, `gates_on_mean`, `gates_on_max` (gates on per image, of `gates`). `macs`
           are the multiply-accumulates of an image, `macs_on` their mean without off filters, see
           `gaternet_tf.macs`.
         """
-        correct, loss, images = 0, 0.0, 0
+        loss = loss or SmoothedCrossentropy()
+        correct, total_loss, images = 0, 0.0, 0
         on_per_image: list[int] = []
         on_per_gate = np.zeros(len(self.gate_macs), np.int64)
         for batch, labels in batches:
             outputs = self._forward(batch)
             logits = outputs["logits"]
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
             correct += int(np.sum(np.argmax(logits, axis=-1) == np.asarray(labels)))
-            loss += float(tf.reduce_sum(losses))
+            total_loss += float(tf.reduce_sum(loss.call(labels, logits)))
             images += len(labels)
             if self.segments:
                 on = np.asarray(outputs["gates"]) > 0
@@ -61,7 +64,7 @@ class Evaluator:
                 on_per_gate += on.sum(axis=0)
         result = {
             "accuracy": correct / images,
-            "loss": loss / images,
+            "loss": total_loss / images,
             "images": images,
             "macs": self.macs,
             "macs_on": float(self.macs),

@@ -1,4 +1,4 @@
-"""The sparsity loss and the metrics that belong to gates."""
+"""The losses, and the metric of gates; all are float32 whatever Keras' default dtype is."""
 
 import keras
 from keras import ops
@@ -21,8 +21,8 @@ class SparsityLoss(keras.losses.Loss):
       ValueError: for a negative weight, which would reward gates for being on without bound.
     """
 
-    def __init__(self, weight, name="sparsity_loss", **kwargs):
-        super().__init__(name=name, **kwargs)
+    def __init__(self, weight, name="sparsity_loss", dtype="float32", **kwargs):
+        super().__init__(name=name, dtype=dtype, **kwargs)
         if not weight >= 0:
             raise ValueError(f"the sparsity weight lambda must be 0 or more, got {weight}")
         self.weight = weight
@@ -49,8 +49,8 @@ class SmoothedCrossentropy(keras.losses.Loss):
       ValueError: for another smoothing.
     """
 
-    def __init__(self, smoothing=0.0, name="smoothed_crossentropy", **kwargs):
-        super().__init__(name=name, **kwargs)
+    def __init__(self, smoothing=0.0, name="smoothed_crossentropy", dtype="float32", **kwargs):
+        super().__init__(name=name, dtype=dtype, **kwargs)
         if not 0 <= smoothing < 1:
             raise ValueError(f"label smoothing must be from 0 to below 1, got {smoothing}")
         self.smoothing = smoothing
@@ -75,8 +75,8 @@ class GateRate(keras.metrics.Mean):
     for hard and soft samples. `y_true` is ignored; `y_pred` are gates [batch, c].
     """
 
-    def __init__(self, name="gate_rate", **kwargs):
-        super().__init__(name=name, **kwargs)
+    def __init__(self, name="gate_rate", dtype="float32", **kwargs):
+        super().__init__(name=name, dtype=dtype, **kwargs)
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         on = ops.mean(ops.cast(y_pred > 0.5, "float32"), axis=-1)

@@ -138,9 +138,12 @@ class RunDirectory:
         write_json(self.result_file, result)
 
     def save_model(self, model) -> None:
-        """Writes model.keras whole or not at all; the optimizer stays with the checkpoints."""
+        """Writes model.keras, not compiled, whole or not at all."""
+        import keras
+
         beside = self.path / ".model.keras"
-        model.save(beside, include_optimizer=False)
+        # A compiled model brings its learning rate schedule, which the library alone cannot load.
+        keras.Model(model.input, model.output, name=model.name).save(beside)
         os.replace(beside, self.model_file)
 
     def load_model(self):

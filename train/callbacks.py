@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
+from gaternet_tf.callbacks import constant_gates_warning
 from gaternet_tf.errors import UserError
 from gaternet_tf.runs import RunDirectory
 
@@ -104,8 +105,9 @@ class Validation(keras.callbacks.Callback):
     """Evaluates images after each epoch, and warns of gates that have collapsed.
 
     The numbers of held-out images join the epoch's logs as `val_...`, for every callback after
-    this one. (`fit`'s own validation fails on two replicas at a last batch that does not split
-    evenly.) Without held-out images, a few training images show whether the gates have collapsed.
+    this one; `val_task_loss` is the loss that training reports as `task_loss`. (`fit`'s own
+    validation fails on two replicas at a last batch that does not split evenly.) Without held-out
+    images, a few training images show whether the gates have collapsed.
 
     Args:
       evaluator: a `gaternet_tf.evaluation.Evaluator`.
@@ -120,32 +122,20 @@ class Validation(keras.callbacks.Callback):
         self.held_out = held_out
 
     def on_epoch_end(self, epoch, logs=None):
-        result = self.evaluator(self.batches)
+        result = self.evaluator(self.batches, self.model.loss["logits"])
         if "gates" in result:
-            self._warn_of_collapse(result)
+            gates, on, off = (result[f"gates{kind}"] for kind in ("", "_always_on", "_always_off"))
+            images = f"{result['images']} {'validation' if self.held_out else 'training'} images"
+            if warning := constant_gates_warning(gates, on, off, images):
+                print(warning, flush=True)
         if not self.held_out:
             return
+        result["task_loss"] = result.pop("loss")
         for key, value in result.items():
             if key not in ("images", "gates", "macs"):
                 logs[f"val_{key}"] = value
         for kind in ("always_on", "always_off", "input_dependent") if "gates" in result else ():
             logs[f"val_share_{kind}"] = result[f"gates_{kind}"] / result["gates"]
-
-    def _warn_of_collapse(self, result):
-        gates, on, off = (result[key] for key in ("gates", "gates_always_on", "gates_always_off"))
-        if on + off < gates:
-            return
-        problem, remedy = "the gates are the same", "lower --sparsity"
-        if on == gates:
-            problem, remedy = "all gates are on", "raise --sparsity"
-        elif off == gates:
-            problem = "all gates are off"
-        images = "validation" if self.held_out else "training"
-        print(
-            f"warning: {problem} for every image ({on} of {gates} always on, {off} always off on "
-            f"{result['images']} {images} images); {remedy}",
-            flush=True,
-        )
 
 
 class BestWeights(keras.callbacks.Callback):

@@ -12,7 +12,6 @@ DECAY_AT = (0.5, 0.75)
 """Parts of the training after which "step" divides by 10: epochs 80 and 120 of 160."""
 
 
-@keras.saving.register_keras_serializable(package="gaternet_tf")
 class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
     """Rises linearly to another schedule's rate over the first `steps` steps, then follows it."""
 
@@ -23,16 +22,6 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
     def __call__(self, step):
         warm = ops.minimum(1.0, (ops.cast(step, "float32") + 1.0) / self.steps)
         return warm * self.schedule(step)
-
-    def get_config(self):
-        return {
-            "schedule": keras.optimizers.schedules.serialize(self.schedule),
-            "steps": self.steps,
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(keras.optimizers.schedules.deserialize(config["schedule"]), config["steps"])
 
 
 def build_and_compile(

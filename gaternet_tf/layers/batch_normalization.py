@@ -7,6 +7,8 @@ from keras import ops
 BATCH_NORM_MOMENTUM = 0.9
 BATCH_NORM_EPSILON = 1e-5
 """The values the method's authors used; Keras' own defaults are 0.99 and 1e-3."""
+FUSED_DTYPES = (tf.float32, tf.float16, tf.bfloat16)
+"""Inputs that the fused kernel takes, always with float32 weights and statistics."""
 
 
 @keras.saving.register_keras_serializable(package="gaternet_tf")
@@ -14,8 +16,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """Keras' batch normalisation over the last axis, faster on pictures.
 
     Keras computes it from single operations, each of which reads and writes the whole activation.
-    TensorFlow's fused kernel is used for [batch, height, width, channels]; the moments over all
-    replicas of a strategy (`synchronized=True`) stay Keras'.
+    TensorFlow's fused kernel is used for [batch, height, width, channels] and the dtype policies
+    that it has: float32, mixed_bfloat16 and mixed_float16. The moments over all replicas of a
+    strategy (`synchronized=True`) stay Keras'.
 
     Arguments, variables and what is computed are those of `keras.layers.BatchNormalization`; the
     moving variance is that of the batch, not multiplied by N / (N - 1) as the kernel has it.
@@ -28,7 +31,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         training = bool(training) and self.trainable
         channels_last = self.axis in (-1, 3)
         plain = self.center and self.scale and mask is None and channels_last
-        if len(inputs.shape) != 4 or not plain or (training and self.synchronized):
+        has_kernel = self.variable_dtype == "float32" and inputs.dtype in FUSED_DTYPES
+        if len(inputs.shape) != 4 or not (plain and has_kernel) or (training and self.synchronized):
             return super().call(inputs, training=training, mask=mask)
         scale, offset = ops.cast(self.gamma, "float32"), ops.cast(self.beta, "float32")
         if not training:

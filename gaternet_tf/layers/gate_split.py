@@ -11,7 +11,8 @@ class GateSplit(keras.layers.Layer):
     The layer's configuration holds the map's rows, so that a saved model still knows which
     filter each gate switches; `gaternet_tf.gate_map(model)` reads them back.
 
-    Call argument: `inputs` [batch, gates]. Returns a list of [batch, channels], one a segment.
+    Call argument: `inputs` [batch, ..., gates]. Returns a list of [batch, ..., channels], one a
+    segment.
 
     >>> rows = [{"stage": 1, "unit": 1, "convolution": 2, "channels": 16}]
     >>> [piece.shape for piece in GateSplit(rows)(tf.zeros([2, 16]))]
@@ -33,15 +34,15 @@ class GateSplit(keras.layers.Layer):
         total = sum(segment["channels"] for segment in self.segments)
         if input_shape[-1] != total:
             raise ValueError(
-                f"the gate map has {total} gates, so gates must be [batch, {total}]; "
+                f"the gate map has {total} gates, so gates must be [batch, ..., {total}]; "
                 f"got {tuple(input_shape)}"
             )
 
     def call(self, inputs):
-        return tf.split(inputs, [segment["channels"] for segment in self.segments], axis=1)
+        return tf.split(inputs, [segment["channels"] for segment in self.segments], axis=-1)
 
     def compute_output_shape(self, input_shape):
-        return [(input_shape[0], segment["channels"]) for segment in self.segments]
+        return [(*input_shape[:-1], segment["channels"]) for segment in self.segments]
 
     def get_config(self):
         return {**super().get_config(), "segments": self.segments}

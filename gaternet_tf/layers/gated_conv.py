@@ -34,7 +34,7 @@ class GatedConv2D(keras.layers.Layer):
       **kwargs: those of `keras.layers.Layer`.
 
     Raises:
-      ValueError: for an even kernel size, or gates whose width is not `filters`.
+      ValueError: for an even kernel size, or gates that are not [batch, filters].
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class GatedConv2D(keras.layers.Layer):
         return self.kernel_size // 2 if self.strides > 1 else 0
 
     def build(self, inputs_shape, gates_shape=None):
-        if gates_shape is not None and gates_shape[-1] != self.filters:
+        if gates_shape is not None and tuple(gates_shape[1:]) != (self.filters,):
             raise ValueError(
                 f"layer '{self.name}' has {self.filters} filters and needs gates of shape "
                 f"[batch, {self.filters}], got {tuple(gates_shape)}"

@@ -37,8 +37,8 @@ def semhash(z, hard):
     Backward: the slope of `saturating_sigmoid` for both.
 
     Args:
-      z: noisy pre-activations, float [batch, gates].
-      hard: bool [batch, 1], which samples get binary gates.
+      z: noisy pre-activations, float [batch, ..., gates].
+      hard: bool [batch, 1, ..., 1], which samples get binary gates.
 
     Returns:
       Gates in [0, 1], dtype and shape of `z`.
@@ -74,7 +74,8 @@ class SemHash(keras.layers.Layer):
     Noise, sigmoid and threshold are computed, and gates returned, in float32 under every dtype
     policy: in half precision a pre-activation near 0 could change sides.
 
-    Call arguments: `inputs` float [batch, gates]; `training` bool. Returns float32 [batch, gates].
+    Call arguments: `inputs` float [batch, ..., gates]; `training` bool. Returns float32 of the same
+    shape.
 
     >>> gates = SemHash(seed=0)(tf.constant([[-3.0, 0.0, 0.5]]))
     >>> gates.numpy().tolist()
@@ -102,6 +103,7 @@ class SemHash(keras.layers.Layer):
         self.hard_share = hard_share
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.supports_masking = True
+        self.input_spec = keras.layers.InputSpec(min_ndim=2)
 
     def call(self, inputs, training=None):
         z = tf.cast(inputs, tf.float32)
@@ -111,11 +113,15 @@ class SemHash(keras.layers.Layer):
             tf.random.experimental.stateless_split(replica_seed(self.seed_generator), 2)
         )
         noise = tf.random.stateless_normal(tf.shape(z), noise_seed, stddev=self.noise_stddev)
-        coin = tf.random.stateless_uniform([tf.shape(z)[0], 1], coin_seed)
+        one_per_sample = [tf.shape(z)[0], *[1] * (len(z.shape) - 1)]
+        coin = tf.random.stateless_uniform(one_per_sample, coin_seed)
         return semhash(z + noise, coin < self.hard_share)
 
     def compute_output_spec(self, inputs, training=None):
         return keras.KerasTensor(inputs.shape, dtype="float32")
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
 
     def get_config(self):
         return {

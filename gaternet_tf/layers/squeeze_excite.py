@@ -28,6 +28,7 @@ class SqueezeExcite(keras.layers.Layer):
         super().__init__(**kwargs)
         self.ratio = ratio
         self.seed = seed
+        self.input_spec = keras.layers.InputSpec(ndim=4)
 
     def build(self, inputs_shape):
         channels = inputs_shape[-1]
@@ -52,6 +53,9 @@ class SqueezeExcite(keras.layers.Layer):
     def call(self, inputs):
         scale = self.excite(self.squeeze(ops.mean(inputs, axis=(1, 2))))
         return inputs * scale[:, None, None, :]
+
+    def compute_output_shape(self, inputs_shape):
+        return inputs_shape
 
     def get_config(self):
         return {**super().get_config(), "ratio": self.ratio, "seed": self.seed}

@@ -1,5 +1,6 @@
 """What every public layer, loss and metric promises, checked by one harness."""
 
+import contextlib
 import inspect
 
 import keras
@@ -27,7 +28,7 @@ LOSSES = {
     losses.SmoothedCrossentropy: {"smoothing": 0.1},
     losses.GateRate: {"name": "rate"},
 }
-POLICIES = ["float32", "mixed_bfloat16", "mixed_float16"]
+POLICIES = ["float32", "mixed_bfloat16", "mixed_float16", "float64", "bfloat16", "float16"]
 
 each_layer = pytest.mark.parametrize("cls", LAYERS)
 
@@ -82,6 +83,33 @@ def test_symbolic_call_has_the_shape_and_dtype_of_the_eager_one(cls):
     eager = first(make(cls)(sample(cls)))
     assert symbolic.shape == (None, *eager.shape[1:])
     assert symbolic.dtype == eager.dtype.name
+
+
+@each_layer
+def test_the_output_shape_is_known_without_a_call(cls):
+    known = make(cls).compute_output_shape((None, *LAYERS[cls][1]))
+    assert tuple(first(known)[1:]) == first(make(cls)(sample(cls))).shape[1:]
+
+
+@each_layer
+def test_time_steps_are_computed_one_by_one_or_refused(cls):
+    steps = np.stack([sample(cls), sample(cls)[::-1] - 1], axis=1)
+    layer = make(cls)
+    wanted = np.stack([first(layer(steps[:, step])) for step in range(2)], axis=1)
+    if cls is not layers.GateSplit:  # TimeDistributed takes a single output.
+        distributed = keras.layers.TimeDistributed(layer)(steps)
+        np.testing.assert_allclose(distributed, wanted, rtol=1e-5, atol=1e-6)
+    with contextlib.suppress(ValueError):
+        np.testing.assert_allclose(first(make(cls)(steps)), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("cls", LOSSES)
+def test_losses_and_metrics_are_float32_whatever_the_default_is(cls):
+    keras.config.set_floatx("float16")
+    try:
+        assert cls(**LOSSES[cls]).dtype == "float32"
+    finally:
+        keras.config.set_floatx("float32")
 
 
 @each_layer

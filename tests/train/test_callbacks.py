@@ -148,38 +148,39 @@ def test_sparsity_warm_up_is_linear_over_epochs():
     np.testing.assert_allclose(scales, np.minimum(1, np.arange(1, 21) / 15), rtol=1e-6)
 
 
-def evaluation(on, off, gates=8, images=50):
-    return {
+def validate(on, off, held_out=True):
+    """The logs of an epoch after which so many of 8 gates are always on and always off."""
+    result = {
         "accuracy": 0.5,
-        "images": images,
-        "gates": gates,
+        "loss": 0.25,
+        "images": 50,
+        "gates": 8,
         "gates_always_on": on,
         "gates_always_off": off,
-        "gates_input_dependent": gates - on - off,
+        "gates_input_dependent": 8 - on - off,
     }
-
-
-@pytest.mark.parametrize(
-    ("on", "off", "words"),
-    [
-        (8, 0, "all gates are on for every image (8 of 8 always on, 0 always off on 50 val"),
-        (0, 8, "all gates are off for every image"),
-        (3, 5, "the gates are the same for every image (3 of 8 always on, 5 always off"),
-        (3, 4, None),
-    ],
-)
-def test_collapsed_gates_are_warned_about_with_their_numbers(on, off, words, capsys):
+    callback = Validation(lambda batches, loss: result, [], held_out)
+    model = small_model()
+    model.compile("sgd", {"logits": "mse"})
+    callback.set_model(model)
     logs = {}
-    Validation(lambda batches: evaluation(on, off), []).on_epoch_end(0, logs)
-    out = capsys.readouterr().out
-    assert out.startswith(f"warning: {words}") if words else out == ""
-    assert logs["val_accuracy"] == 0.5
-    assert logs["val_gates_always_on"] == on
-    assert "val_images" not in logs
+    callback.on_epoch_end(0, logs)
+    return logs
+
+
+def test_collapsed_gates_are_warned_about_and_counted(capsys):
+    logs = validate(on=3, off=5)
+    assert "(3 of 8 always on, 5 always off on 50 validation images)" in capsys.readouterr().out
+    assert (logs["val_accuracy"], logs["val_task_loss"], logs["val_gates_always_on"]) == (
+        0.5,
+        0.25,
+        3,
+    )
+    assert not {"val_loss", "val_images"} & logs.keys()
+    validate(on=3, off=4)
+    assert capsys.readouterr().out == ""
 
 
 def test_without_held_out_images_training_images_show_a_collapse(capsys):
-    logs = {}
-    Validation(lambda batches: evaluation(8, 0), [], held_out=False).on_epoch_end(0, logs)
+    assert validate(on=8, off=0, held_out=False) == {}
     assert "on 50 training images" in capsys.readouterr().out
-    assert logs == {}

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from gaternet_tf import UserError
 from gaternet_tf.data import evaluation_batches, hold_out, validation_batches
 from gaternet_tf.evaluation import Evaluator
+from gaternet_tf.losses import SmoothedCrossentropy
 from gaternet_tf.runs import RunDirectory, open_run
 from train.inputs import steps_of_epoch
 from train.loop import train
@@ -67,18 +68,21 @@ def test_tensorboard_has_the_parts_of_the_loss_and_the_gate_statistics(trained):
     record = trained.metrics()[-1]
     values = tensorboard_values(trained)
     keys = ["loss", "task_loss", "sparsity_loss", "accuracy", "learning_rate", "gate_rate"]
-    keys += ["val_accuracy", "val_gate_rate"]
+    keys += ["val_accuracy", "val_gate_rate", "val_task_loss"]
     keys += [f"val_gate_rate_stage{stage}" for stage in (1, 2, 3)]
     keys += [f"val_share_{kind}" for kind in ("always_on", "always_off", "input_dependent")]
     for key in keys:
         assert values[key] == pytest.approx(record[key], rel=1e-4, abs=1e-6), key
     assert sum(values[key] for key in keys[-3:]) == pytest.approx(1)
     assert "| backbone | resnet8 |" in values["configuration"].decode()
+    assert "val_loss" not in values
 
 
 @pytest.mark.usefixtures("eager")
 @pytest.mark.filterwarnings("ignore:Even though:UserWarning")
-def test_a_plain_network_in_bfloat16_trains_by_the_same_path(data_dir, tmp_path, monkeypatch):
+def test_a_plain_network_in_bfloat16_trains_by_the_same_path(
+    data_dir, digits, tmp_path, monkeypatch
+):
     evaluated = []
 
     def record_split(dataset, preprocessing, batch_size, split=None):
@@ -108,6 +112,10 @@ def test_a_plain_network_in_bfloat16_trains_by_the_same_path(data_dir, tmp_path,
     assert keras.layers.Dense(1).compute_dtype == "float32"
     record = run.metrics()[-1]
     assert "gate_rate" not in record
+    batches = validation_batches(hold_out(digits, 0.1, seed=0), run.preprocessing, 100)
+    # The plain cross-entropy is 1 % less.
+    smoothed = Evaluator(model)(batches, SmoothedCrossentropy(0.1))["loss"]
+    assert record["val_task_loss"] == pytest.approx(smoothed, rel=1e-3)
     l2 = 0.005 * sum(float((v.numpy() ** 2).sum()) for v in model.weights if v.name == "kernel")
     # The kernels changed during the epoch.
     assert record["loss"] - record["task_loss"] == pytest.approx(l2, rel=0.1)

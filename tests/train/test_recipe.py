@@ -1,11 +1,13 @@
-"""Schedules and optimizers."""
+"""Schedules and optimizers, and the model that a run leaves."""
 
 import keras
 import numpy as np
 import pytest
+from helpers import run_python
 
+from gaternet_tf.runs import RunDirectory
 from train.config import TrainingConfig
-from train.recipe import learning_rate_schedule, make_optimizer
+from train.recipe import build_and_compile, learning_rate_schedule, make_optimizer
 
 STEPS = 10
 
@@ -36,13 +38,39 @@ def test_a_warm_up_rises_linearly_and_then_joins_the_schedule(schedule):
     np.testing.assert_allclose(warm[15:], plain[15:], rtol=1e-6)
 
 
-def test_an_optimizer_survives_a_config_round_trip():
-    optimizer = make_optimizer(TrainingConfig(epochs=2, warmup_epochs=1), STEPS)
-    again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
-    assert isinstance(again, keras.optimizers.SGD)
-    assert again.nesterov
-    assert again.get_config()["learning_rate"]["config"]["steps"] == STEPS
-
-
 def test_adam_is_adam():
     assert isinstance(make_optimizer(TrainingConfig(optimizer="adam"), 1), keras.optimizers.Adam)
+
+
+KINDS = {
+    "warm-up": {"warmup_epochs": 1, "sparsity_warmup_epochs": 1},
+    "cosine": {"warmup_epochs": 1, "schedule": "cosine", "optimizer": "adam"},
+    "plain": {"gater": "none", "label_smoothing": 0.1},
+    "se": {"gater": "none", "attention": "se"},
+    "bfloat16": {"dtype_policy": "mixed_bfloat16"},
+}
+
+
+def test_what_a_run_leaves_loads_where_only_the_library_is_imported(trained, tmp_path):
+    paths = [trained.model_file]
+    for name, settings in KINDS.items():
+        config = TrainingConfig(**({"backbone": "resnet8", "gater": "resnet8"} | settings))
+        keras.config.set_dtype_policy(config.dtype_policy)
+        try:
+            model = build_and_compile(config, (8, 8, 1), 10, STEPS)
+        finally:
+            keras.config.set_dtype_policy("float32")
+        run = RunDirectory(tmp_path / name)
+        run.path.mkdir()
+        run.save_model(model)
+        paths.append(run.model_file)
+    code = (
+        "import sys, keras, gaternet_tf\n"
+        "for path in sys.argv[1:]:\n"
+        "    model = keras.models.load_model(path)\n"
+        "    print(len(gaternet_tf.gate_map(model)), model.get_layer('stem').compute_dtype)\n"
+    )
+    done = run_python("-W", "error::UserWarning", "-c", code, *paths, cwd=tmp_path)
+    assert done.status == 0, done.err
+    gated, plain = "112 float32", "0 float32"
+    assert done.out.splitlines() == [gated, gated, gated, plain, plain, "112 bfloat16"]

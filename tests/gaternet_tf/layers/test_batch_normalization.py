@@ -27,10 +27,12 @@ def results(cls, inputs, training, **options):
     return [outputs, *gradients, *layer.get_weights()]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("training", [False, True])
-def test_it_computes_what_keras_does(training):
-    ours = results(BatchNormalization, IMAGES, training)
-    theirs = results(keras.layers.BatchNormalization, IMAGES, training)
+def test_it_computes_what_keras_does(training, dtype):
+    images = IMAGES.astype(dtype)
+    ours = results(BatchNormalization, images, training, dtype=dtype)
+    theirs = results(keras.layers.BatchNormalization, images, training, dtype=dtype)
     for one, other in zip(ours, theirs, strict=True):
         # Sums over many images are rounded in other orders, and differ by their largest parts.
         np.testing.assert_allclose(one, other, rtol=0, atol=2e-5 * np.abs(other).max())
@@ -52,12 +54,13 @@ def test_frozen_it_uses_the_moving_statistics():
 
 
 def test_the_kernel_is_used_for_pictures_and_is_not_needed_for_vectors():
-    def operations(shape):
-        layer = BatchNormalization()
+    def operations(shape, dtype="float32"):
+        layer = BatchNormalization(dtype=dtype)
         layer.build((None, *shape))
         call = tf.function(lambda x: layer(x, training=True))
         graph = call.get_concrete_function(tf.TensorSpec((None, *shape))).graph
         return {operation.type for operation in graph.get_operations()}
 
-    assert "FusedBatchNormV3" in operations((4, 5, 3))
+    for policy in ("float32", "mixed_bfloat16", "mixed_float16"):
+        assert "FusedBatchNormV3" in operations((4, 5, 3), policy)
     assert "FusedBatchNormV3" not in operations((3,))

@@ -63,8 +63,9 @@ def test_batch_normalisation_has_the_authors_constants():
     np.testing.assert_allclose(layer.normalization.moving_mean, 0.1 * mean, rtol=1e-4)
 
 
-def test_even_kernels_and_gates_of_another_width_are_refused():
+def test_even_kernels_and_gates_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"odd.*got 2"):
         GatedConv2D(4, 2)
-    with pytest.raises(ValueError, match=r"4 filters.*got \(2, 3\)"):
-        GatedConv2D(4, 3)(tf.zeros([2, 8, 8, 1]), gates=tf.zeros([2, 3]))
+    for shape in ([2, 3], [2, 5, 4]):
+        with pytest.raises(ValueError, match=rf"4 filters.*got \({str(shape)[1:-1]}\)"):
+            GatedConv2D(4, 3)(tf.zeros([2, 8, 8, 1]), gates=tf.zeros(shape))

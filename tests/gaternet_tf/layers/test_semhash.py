@@ -78,9 +78,10 @@ def test_inference_is_binary_repeatable_and_off_at_zero():
     np.testing.assert_array_equal(gates, layer(z).numpy())
 
 
-def test_half_of_the_samples_are_hard():
+@pytest.mark.parametrize("shape", [(30,), (6, 5), (3, 2, 5)])
+def test_half_of_the_samples_are_hard(shape):
     # 4,000 fair coins: the share is within 0.025 of one half with probability 0.998.
-    gates = SemHash(seed=3)(tf.zeros([4000, 30]), training=True).numpy()
+    gates = SemHash(seed=3)(tf.zeros([4000, *shape]), training=True).numpy().reshape(4000, 30)
     is_binary = ((gates == 0) | (gates == 1)).mean(axis=1)
     hard = is_binary == 1.0
     assert abs(hard.mean() - 0.5) < 0.025
@@ -144,6 +145,11 @@ def test_replicas_draw_their_own_noise_and_coins():
     assert 0.3 < (hard[0] != hard[1]).mean() < 0.7
     for once, again in zip((first, second), draw(), strict=True):
         np.testing.assert_array_equal(once, again)
+
+
+def test_gates_without_samples_are_refused():
+    with pytest.raises(ValueError, match="expected min_ndim=2, found ndim=1"):
+        SemHash()(keras.KerasTensor([30]))
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,13 @@ def test_a_keras_file_loads_in_a_process_that_only_imports_the_library(tmp_path)
     assert loaded["rows"] == 112
 
 
+def test_another_backend_is_refused_with_what_to_do(tmp_path):
+    code = "import os; os.environ['KERAS_BACKEND'] = 'jax'; import gaternet_tf"
+    last_line = run_python("-c", code, cwd=tmp_path).err.splitlines()[-1]
+    assert "ImportError: gaternet_tf needs Keras on TensorFlow" in last_line
+    assert "backend is jax; set KERAS_BACKEND=tensorflow" in last_line
+
+
 def test_a_missing_tensorflow_is_named_with_the_extra_that_brings_it(tmp_path):
     code = "import sys; sys.modules['tensorflow'] = None; import gaternet_tf"
     last_line = run_python("-c", code, cwd=tmp_path).err.splitlines()[-1]
