@@ -127,7 +127,6 @@ class Training:
         set_dtype_policy = keras.mixed_precision.set_dtype_policy
         stack.callback(set_dtype_policy, keras.mixed_precision.dtype_policy())
         set_dtype_policy(config.dtype_policy)
-        # The dtype of what has no policy: input, losses and metrics.
         shape, classes = self.preprocessing.shape, len(self.dataset.labels)
         with self.strategy.scope():
             self.model = build_and_compile(config, shape, classes, self.steps, self.replicas)
