@@ -261,7 +261,7 @@ def write_comparison(rows: Sequence[Row], directory: pathlib.Path) -> None:
     import numpy as np
     from matplotlib.figure import Figure
 
-    from gaternet_tf.analysis.figures import STYLE, class_style, literally, shown_name, write_csv
+    from gaternet_tf.analysis.drawing import STYLE, class_style, literally, shown_name, write_csv
 
     if len(datasets := {row.dataset for row in rows}) > 1:
         raise UserError(
