@@ -90,9 +90,8 @@ def write_figure(figure: Figure, directory: pathlib.Path) -> None:
 
 def _training(document):
     records = document["training"]
-    columns = [
-        prefix + name for name in CURVES for prefix in ("", "val_") if prefix + name in records[-1]
-    ]
+    metrics = [prefix + name for name in CURVES for prefix in ("", "val_")]
+    columns = [name for name in metrics if all(name in record for record in records)]
 
     def draw(canvas):
         canvas.set_size_inches(6.4, 2.6)
@@ -101,7 +100,7 @@ def _training(document):
         for axes, (name, label) in zip(panels, CURVES.items(), strict=True):
             for prefix, style in (("", TRAINING), ("val_", VALIDATION)):
                 if prefix + name in columns:
-                    values = np.array([record.get(prefix + name, np.nan) for record in records])
+                    values = np.array([record[prefix + name] for record in records])
                     marker = "." if len(records) < 30 else ""
                     axes.plot(epochs, values * (100 if "%" in label else 1), **style, marker=marker)
             axes.set(xlabel="epoch", ylabel=label)
@@ -120,10 +119,7 @@ def _training(document):
         f"{first['gate_rate']:.1%} to {last['gate_rate']:.1%}.",
         [
             ["epoch", *columns],
-            *(
-                [each["epoch"], *(round(each[name], 6) for name in columns if name in each)]
-                for each in records
-            ),
+            *([each["epoch"], *(round(each[name], 6) for name in columns)] for each in records),
         ],
         draw,
     )
