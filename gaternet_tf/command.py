@@ -58,6 +58,7 @@ def run(
     main: Callable[[list[str]], int],
     sections: Mapping[str, Sequence[str]] | None = None,
     examples: Sequence[str] = (),
+    **options,
 ) -> None:
     """Runs an absl command's `main` with the command line, or prints its help, and exits.
 
@@ -66,6 +67,7 @@ def run(
       sections: names of flags by the headings under which --help shows them; default: all of the
         command's own, without headings, in the order in which they are defined.
       examples: command lines at the end of the help.
+      **options: those of `absl.app.run`.
     """
     from absl import app
 
@@ -73,7 +75,7 @@ def run(
         with lasting_output():
             print(help_text(sections, examples))
         sys.exit()
-    app.run(main)
+    app.run(main, **options)
 
 
 def help_text(sections, examples) -> str:

@@ -67,6 +67,11 @@ def planted_analysis(gates=None, classes=CLASSES, **source):
             **source,
         },
         "dataset": {"name": "planted", "version": "1.0.0", "split": "test"},
+        "training": [
+            {"epoch": n, "task_loss": 2 / n, "accuracy": 1 - 0.5 / n, "gate_rate": 0.5}
+            | {"val_task_loss": 2.1 / n, "val_accuracy": 1 - 0.6 / n, "val_gate_rate": 0.4}
+            for n in range(1, 4)
+        ],
         **statistics,
         "separation": separation,
         "changed_pictures": {"flip": {**changed, "images_unchanged": 0.1, "predictions": 0.95}},

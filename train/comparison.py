@@ -4,19 +4,29 @@ import dataclasses
 import json
 import os
 import pathlib
-import statistics
+import re
 from collections.abc import Iterable, Sequence
+from statistics import mean, stdev
 
 from gaternet_tf.errors import UserError
 from gaternet_tf.runs import RunDirectory, open_run
-from train.config import ENVIRONMENT, TrainingConfig
+from train.config import ENVIRONMENT, GATE_SETTINGS, TrainingConfig
 
 COLUMNS = (
     *("dataset", "model", "parameters", "gates", "gates on", "MACs", "MACs without off filters"),
-    *("test error", "runs", "Pareto"),
+    *("test error", "difference", "runs", "Pareto"),
 )
+BASELINE = {"gater": "none", "attention": "none", "width": 16}
+"""The plain backbone, to which others with the same recipe are compared."""
 LONGEST_MODEL = 90
 """Letters of a model's name that fit into the figure."""
+LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+}
+"""What LaTeX needs in place of a letter."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,39 +34,39 @@ class Row:
     """The runs of one model on one dataset, which differ in their seed only.
 
     Attributes:
-      gate_rate: share of gates that are on, mean over the runs; None without gates.
+      gate_rates: share of gates that are on, of each run; empty without gates.
       macs: multiply-accumulates of an image, see `gaternet_tf.macs`.
-      macs_on: the same without off filters, mean over images and runs.
+      macs_on: the same without off filters, mean over images, of each run.
       accuracies: test accuracy of each run.
+      difference: mean test error minus that of the plain backbone with the same recipe; None if
+        that is not among the runs.
       pareto: whether no other row of the dataset beats this one: none is at least as accurate with
-        at most as many `macs_on`, and better in one of the two.
+        at most as many MACs without off filters, and better in one of the two, on average.
     """
 
     dataset: str
     model: str
     parameters: int
     gates: int
-    gate_rate: float | None
+    gate_rates: tuple[float, ...]
     macs: int
-    macs_on: float
+    macs_on: tuple[float, ...]
     accuracies: tuple[float, ...]
+    difference: float | None = None
     pareto: bool = True
-
-    @property
-    def accuracy(self) -> float:
-        """Mean of `accuracies`."""
-        return statistics.mean(self.accuracies)
 
     def beats(self, other: "Row") -> bool:
         """Returns whether this row is better in one of accuracy and `macs_on`, worse in none."""
-        ours, theirs = (self.accuracy, -self.macs_on), (other.accuracy, -other.macs_on)
+        ours, theirs = ((mean(row.accuracies), -mean(row.macs_on)) for row in (self, other))
         return ours != theirs and all(a >= b for a, b in zip(ours, theirs, strict=True))
 
 
 def compare(workdirs: Iterable[str | os.PathLike]) -> list[Row]:
     """Returns a row for each group of finished runs that differ in their seed only.
 
-    Groups that would have the same name get the settings by which they differ after it.
+    Rows are ordered by dataset and backbone; the plain backbone comes first, then the others
+    without gates, then the gated ones by lambda. Groups that would have the same name get the
+    settings by which they differ after it.
 
     Raises:
       UserError: for a directory that is no finished run with a test accuracy, or two runs with the
@@ -78,20 +88,48 @@ def compare(workdirs: Iterable[str | os.PathLike]) -> list[Row]:
                     f"same settings and the same --seed={run.config['seed']}; leave one out"
                 )
         group.append(run)
-    names = _names([runs[0] for runs in groups.values()])
-    rows = [_row(runs, name) for runs, name in zip(groups.values(), names, strict=True)]
+    ordered = sorted(groups.values(), key=lambda runs: _order(runs[0]))
+    first_runs = [runs[0] for runs in ordered]
+    rows = [_row(runs, name) for runs, name in zip(ordered, _names(first_runs), strict=True)]
+    baselines = {
+        _recipe(run): row for run, row in zip(first_runs, rows, strict=True) if _is_baseline(run)
+    }
     return [
         dataclasses.replace(
-            row, pareto=not any(r.beats(row) for r in rows if r.dataset == row.dataset)
+            row,
+            difference=mean(base.accuracies) - mean(row.accuracies)
+            if (base := baselines.get(_recipe(run)))
+            else None,
+            pareto=not any(r.beats(row) for r in rows if r.dataset == row.dataset),
         )
-        for row in rows
+        for run, row in zip(first_runs, rows, strict=True)
     ]
 
 
 def _settings(run):
     """Returns what makes a run's model; a setting that is newer than the run has its default."""
     settings = dataclasses.asdict(TrainingConfig()) | run.config
-    return {key: settings[key] for key in settings if key not in ("seed", *ENVIRONMENT)}
+    unused = GATE_SETTINGS if settings["gater"] == "none" else ()
+    return {key: settings[key] for key in settings if key not in ("seed", *ENVIRONMENT, *unused)}
+
+
+def _recipe(run):
+    """Returns what a run has in common with its baseline."""
+    settings = _settings(run)
+    common = {key: settings[key] for key in settings if key not in (*BASELINE, *GATE_SETTINGS)}
+    return json.dumps([_dataset(run), common])
+
+
+def _order(run):
+    """Returns what the rows are sorted by; resnet20 comes before resnet164."""
+    settings = _settings(run)
+    backbone, lambda_ = settings["backbone"], settings.get("sparsity", 0.0)
+    kind = [not _is_baseline(run), *(settings[key] != "none" for key in ("gater", "attention"))]
+    return _dataset(run), len(backbone), backbone, *kind, settings["width"], lambda_
+
+
+def _is_baseline(run):
+    return all(run.config[key] == value for key, value in BASELINE.items())
 
 
 def _names(runs: Sequence[RunDirectory]) -> list[str]:
@@ -134,15 +172,14 @@ def model_name(config: dict) -> str:
 
 def _row(runs, name):
     results = [run.result for run in runs]
-    rates = [result["gate_rate"] for result in results if "gate_rate" in result]
     return Row(
         dataset=_dataset(runs[0]),
         model=name,
         parameters=results[0]["parameters"],
         gates=results[0].get("gates", 0),
-        gate_rate=statistics.mean(rates) if rates else None,
+        gate_rates=tuple(result["gate_rate"] for result in results if "gate_rate" in result),
         macs=results[0]["macs"],
-        macs_on=statistics.mean(result["macs_on"] for result in results),
+        macs_on=tuple(result["macs_on"] for result in results),
         accuracies=tuple(result["test_accuracy"] for result in results),
     )
 
@@ -150,43 +187,76 @@ def _row(runs, name):
 def as_markdown(rows: Sequence[Row]) -> str:
     """Returns the table in Markdown.
 
-    The error is the mean over the runs, with the standard deviation (of n - 1) if there are more.
+    Gates on, MACs without off filters and the error are means over the runs, with the standard
+    deviation (of n - 1) if there are several.
     """
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *map(_cells, rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    head, *lines = _table(rows)
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *lines))
+
+
+def as_latex(rows: Sequence[Row]) -> str:
+    """Returns the same table as a LaTeX `tabular`, which needs the package booktabs."""
+    letters = str.maketrans(LATEX)
+    table = [
+        [re.sub(r"^-(?=\d)", "$-$", cell.translate(letters)) for cell in line]
+        for line in _table(rows)
+    ]
+    head, *lines = (" & ".join(line) + r" \\" for line in table)
+    numbers = 9
+    columns = "l" * (len(table[0]) - numbers) + "r" * numbers
+    begin = rf"\begin{{tabular}}{{{columns}}}", r"\toprule"
+    return "\n".join((*begin, head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"))
+
+
+def _table(rows):
+    """Returns the heading and the rows; a dataset that is the same in all of them is left out."""
+    first = len({row.dataset for row in rows}) == 1
+    return [line[first:] for line in (COLUMNS, *map(_cells, rows))]
 
 
 def _cells(row):
-    errors = [100 * (1 - accuracy) for accuracy in row.accuracies]
-    spread = f" +- {statistics.stdev(errors):.2f}" if len(errors) > 1 else ""
     return [
         row.dataset,
         row.model,
         f"{row.parameters:,}",
         str(row.gates or "-"),
-        "-" if row.gate_rate is None else f"{100 * row.gate_rate:.1f} %",
-        f"{row.macs / 1e6:.1f} M",
-        f"{row.macs_on / 1e6:.1f} M",
-        f"{statistics.mean(errors):.2f}{spread} %",
+        _mean_and_spread([100 * rate for rate in row.gate_rates], 1, "%") if row.gates else "-",
+        _millions([row.macs]),
+        _millions(row.macs_on if row.gates else [row.macs]),
+        _mean_and_spread([100 * (1 - accuracy) for accuracy in row.accuracies], 2, "%"),
+        "-" if row.difference is None else f"{100 * row.difference:+.2f}",
         str(len(row.accuracies)),
         "yes" if row.pareto else "no",
     ]
 
 
+def _millions(values):
+    """Returns the mean in millions with four significant digits, but for thousandths at most."""
+    millions = [value / 1e6 for value in values]
+    return _mean_and_spread(millions, max(0, 4 - len(f"{mean(millions):.0f}")), "M")
+
+
+def _mean_and_spread(values, decimals, unit):
+    spread = f" ± {stdev(values):.{decimals}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{decimals}f}{spread} {unit}"
+
+
 def write_comparison(rows: Sequence[Row], directory: pathlib.Path) -> None:
     """Writes comparison.csv with the numbers, and draws comparison.png and .svg.
 
-    The figure has accuracy against gates on and against multiply-accumulates. The line joins the
-    models that no other one beats. Models without gates are at a gate rate of 100 %.
+    The figure has mean accuracy against gates on and against multiply-accumulates, with bars of a
+    standard deviation. The line joins the models that no other one beats. Models without gates are
+    at a gate rate of 100 %.
 
     Raises:
       UserError: for runs of several datasets.
     """
     # Optional dependencies, which the table does without.
     import matplotlib as mpl
+    import numpy as np
     from matplotlib.figure import Figure
 
-    from gaternet_tf.analysis.figures import STYLE, class_style, literally, shown_name, write_csv
+    from gaternet_tf.analysis.drawing import STYLE, class_style, literally, shown_name, write_csv
 
     if len(datasets := {row.dataset for row in rows}) > 1:
         raise UserError(
@@ -194,21 +264,25 @@ def write_comparison(rows: Sequence[Row], directory: pathlib.Path) -> None:
             "out or compare one dataset at a time"
         )
     directory.mkdir(parents=True, exist_ok=True)
-    names = {"gates on": "gate rate", "test error": "test accuracy"}
-    head = [names.get(column, column) for column in COLUMNS]
-    write_csv(directory / "comparison.csv", [head, *map(_numbers, rows)])
+    numbers = [_numbers(row) for row in rows]
+    write_csv(directory / "comparison.csv", [[*numbers[0]], *([*row.values()] for row in numbers)])
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8, 3.6 + 0.2 * len(rows)), layout="constrained")
         by_rate, by_macs = figure.subplots(1, 2, sharey=True)
         for number, row in enumerate(rows):
             colour, marker = class_style(number)
             label = shown_name(row.model, LONGEST_MODEL)
-            style = {"color": colour, "marker": marker, "label": label}
-            rate = 1.0 if row.gate_rate is None else row.gate_rate
-            by_rate.scatter(100 * rate, 100 * row.accuracy, **style)
-            by_macs.scatter(row.macs_on / 1e6, 100 * row.accuracy, **style)
-        front = sorted((row.macs_on / 1e6, 100 * row.accuracy) for row in rows if row.pareto)
-        by_macs.plot(*zip(*front, strict=True), color="black", linewidth=0.8, linestyle=":")
+            style = {"color": colour, "fmt": marker, "label": label, "capsize": 2, "elinewidth": 1}
+            rates = row.gate_rates or [1.0] * len(row.accuracies)
+            for axes, values, unit in ((by_rate, rates, 0.01), (by_macs, row.macs_on, 1e6)):
+                pairs = zip(values, row.accuracies, strict=True)
+                points = np.array([(value / unit, 100 * accuracy) for value, accuracy in pairs])
+                bars = points.std(axis=0, ddof=1) if len(points) > 1 else (None, None)
+                axes.errorbar(*points.mean(axis=0), bars[1], bars[0], **style)
+        front = [
+            (mean(row.macs_on) / 1e6, 100 * mean(row.accuracies)) for row in rows if row.pareto
+        ]
+        by_macs.plot(*zip(*sorted(front), strict=True), "k:", linewidth=0.8)
         by_rate.set(xlabel="gates on, %", ylabel="test accuracy, %")
         by_macs.set(xlabel="million multiply-accumulates without off filters")
         handles, labels = by_rate.get_legend_handles_labels()
@@ -219,8 +293,24 @@ def write_comparison(rows: Sequence[Row], directory: pathlib.Path) -> None:
 
 
 def _numbers(row):
-    rate = "" if row.gate_rate is None else row.gate_rate
-    return [
-        *(row.dataset, row.model, row.parameters, row.gates, rate, row.macs, row.macs_on),
-        *(row.accuracy, len(row.accuracies), "yes" if row.pareto else "no"),
-    ]
+    """Returns the columns of comparison.csv; shares are from 0 to 1."""
+
+    def spread(values):
+        return stdev(values) if len(values) > 1 else ""
+
+    return {
+        "dataset": row.dataset,
+        "model": row.model,
+        "parameters": row.parameters,
+        "gates": row.gates,
+        "gate rate": mean(row.gate_rates) if row.gates else "",
+        "gate rate std": spread(row.gate_rates),
+        "MACs": row.macs,
+        "MACs without off filters": mean(row.macs_on),
+        "MACs without off filters std": spread(row.macs_on),
+        "test accuracy": mean(row.accuracies),
+        "test accuracy std": spread(row.accuracies),
+        "test error difference": "" if row.difference is None else row.difference,
+        "runs": len(row.accuracies),
+        "Pareto": "yes" if row.pareto else "no",
+    }

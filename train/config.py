@@ -261,6 +261,14 @@ class TrainingConfig:
             resnet_spec(self.gater)
 
 
+GATE_SETTINGS = tuple(
+    field.name
+    for field in dataclasses.fields(TrainingConfig)
+    if field.metadata["group"] == GATES and field.name != "gater"
+)
+"""Settings that change nothing without a gater."""
+
+
 def default_workdir(
     config: TrainingConfig, named: dict, experiment: str | None = None, smoke: bool = False
 ) -> str:
@@ -277,7 +285,7 @@ def default_workdir(
       smoke: whether it is only tried.
     """
     usual = dataclasses.asdict(TrainingConfig(**named))
-    left_out = {"seed", "epochs", *ENVIRONMENT}
+    left_out = {"seed", "epochs", *ENVIRONMENT, *(GATE_SETTINGS if config.gater == "none" else ())}
     if not experiment:
         left_out |= {"dataset", "backbone"}
     parts = [experiment or f"{config.dataset}-{config.backbone}", *["smoke"] * smoke]

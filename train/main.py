@@ -59,17 +59,7 @@ def print_experiments():
 
 def train_from_flags():
     """Trains the run that the flags describe."""
-    if FLAGS.smoke and not FLAGS.experiment:
-        raise UserError("--smoke tries a named experiment; give --experiment=NAME too")
-    named: dict[str, Any] = {}
-    if FLAGS.experiment:
-        experiment = find_experiment(FLAGS.experiment)
-        named = experiment.smoke() if FLAGS.smoke else experiment.settings
-    settings: dict[str, Any] = {
-        field.name: FLAGS[field.name].value
-        for field in dataclasses.fields(TrainingConfig)
-        if FLAGS[field.name].present or field.name not in named
-    }
+    config, workdir = resolve(FLAGS)
     import tensorflow as tf
 
     from train.loop import train
@@ -79,9 +69,29 @@ def train_from_flags():
             tf.config.list_physical_devices("CPU")[0],
             [tf.config.LogicalDeviceConfiguration()] * FLAGS.logical_cpus,
         )
-    config = TrainingConfig(**(named | settings))
-    workdir = FLAGS.workdir or default_workdir(config, named, FLAGS.experiment, FLAGS.smoke)
     train(config, workdir, FLAGS.previous_checkpoint)
+
+
+def resolve(values: flags.FlagValues) -> tuple[TrainingConfig, str]:
+    """Returns the settings and the run directory that flags stand for.
+
+    Raises:
+      UserError: for an experiment that there is not.
+    """
+    if values.smoke and not values.experiment:
+        raise UserError("--smoke tries a named experiment; give --experiment=NAME too")
+    named: dict[str, Any] = {}
+    if values.experiment:
+        experiment = find_experiment(values.experiment)
+        named = experiment.smoke() if values.smoke else experiment.settings
+    settings = {
+        field.name: values[field.name].value
+        for field in dataclasses.fields(TrainingConfig)
+        if values[field.name].present or field.name not in named
+    }
+    config = TrainingConfig(**(named | settings))
+    workdir = values.workdir or default_workdir(config, named, values.experiment, values.smoke)
+    return config, workdir
 
 
 if __name__ == "__main__":

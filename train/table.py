@@ -9,6 +9,7 @@ from gaternet_tf.errors import UserError
 
 FLAGS = flags.FLAGS
 
+flags.DEFINE_enum("format", "markdown", ["markdown", "latex"], "How the table is printed.")
 define_path("output_dir", None, "Where comparison.csv, .png and .svg are written, if anywhere.")
 
 
@@ -26,7 +27,7 @@ def main(argv):
 def print_table(workdirs):
     """Prints the table, and draws its figure if asked to."""
     from gaternet_tf.runs import require_writable
-    from train.comparison import as_markdown, compare, write_comparison
+    from train.comparison import as_latex, as_markdown, compare, write_comparison
 
     if not workdirs:
         raise UserError("this command takes the directories of finished runs, got none")
@@ -34,7 +35,7 @@ def print_table(workdirs):
     if FLAGS.output_dir:
         require_writable(FLAGS.output_dir, "--output_dir")
         write_comparison(rows, pathlib.Path(FLAGS.output_dir))
-    print(as_markdown(rows))
+    print(as_latex(rows) if FLAGS.format == "latex" else as_markdown(rows))
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ def analyse(
     document = {
         "source": network.source,
         "dataset": {"name": data.name, "version": data.version, "split": split},
+        "training": network.training,
         **statistics,
         "separation": separation,
         "changed_pictures": agreement(

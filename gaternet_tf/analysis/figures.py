@@ -1,44 +1,41 @@
-"""The paper's figures, and two more, drawn from an analysis: PNG, SVG and CSV of each."""
+"""The paper's figures, and four more, drawn from an analysis: PNG, SVG and CSV of each."""
 
-import csv
 import dataclasses
 import pathlib
-import unicodedata
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure as Canvas
-from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.lines import Line2D
-from matplotlib.text import Text
+
+from gaternet_tf.analysis.drawing import (
+    BLUE,
+    NAMED_UNITS,
+    ORANGE,
+    STYLE,
+    bars,
+    class_style,
+    heat_map,
+    literally,
+    shown_name,
+    tick_units,
+    write_csv,
+)
 
 KINDS = {
-    "always_on": ("always on", "#0072B2", ""),
-    "input_dependent": ("input-dependent", "#E69F00", "//"),
+    "always_on": ("always on", BLUE, ""),
+    "input_dependent": ("input-dependent", ORANGE, "//"),
     "always_off": ("always off", "#CCCCCC", ".."),
 }
-"""Name, colour (of Okabe and Ito's palette for the colour-blind) and hatching."""
-CLASS_COLOURS = (
-    *("#332288", "#E69F00", "#117733", "#CC6677", "#56B4E9"),
-    *("#882255", "#44AA99", "#999933", "#AA4499", "#000000"),
-)
-CLASS_MARKERS = "os^Dv"
-"""With the colours, they distinguish 50 classes."""
+"""Name, colour and hatching."""
 LEGEND_CLASSES = 20
-LONGEST_NAME = 24
-"""Letters of a class name in a figure; tables hold it whole."""
-UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-"""Unicode categories of characters that cannot be drawn."""
-STYLE: Any = {
-    "svg.hashsalt": "gaternet",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "hatch.linewidth": 0.5,
-}
+TRAINING = {"label": "training images", "color": BLUE, "linestyle": "-"}
+VALIDATION = {"label": "validation images", "color": ORANGE, "linestyle": "--"}
+FARTHEST = 4
+"""Widths of the histogram of multiply-accumulates within which the full network is drawn too."""
+CURVES = {"task_loss": "cross-entropy", "accuracy": "accuracy, %", "gate_rate": "gates on, %"}
+"""Metrics of the training, and their axes; `val_` before them are those of validation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +60,13 @@ class Figure:
 
 
 def figures_of(document: dict, arrays: dict[str, np.ndarray]) -> dict[str, Figure]:
-    """Returns the figures of an analysis by name; without points there is no t-SNE picture."""
+    """Returns the figures of an analysis by name.
+
+    Without points there is no t-SNE picture, and for an export there are no training curves.
+    """
     figures = [
+        *([_training(document)] if document["training"] else []),
+        _confusion(document, arrays),
         _kinds_by_unit(document["units"]),
         _images_per_gate(document),
         _gates_per_image(document),
@@ -86,43 +88,84 @@ def write_figure(figure: Figure, directory: pathlib.Path) -> None:
     write_csv(directory / f"{figure.name}.csv", figure.rows)
 
 
-def write_csv(path: pathlib.Path, rows: Sequence[Sequence]) -> None:
-    """Writes a table, headings first."""
-    # Names of files need not be UTF-8.
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
+def _training(document):
+    records = document["training"]
+    metrics = [prefix + name for name in CURVES for prefix in ("", "val_")]
+    columns = [name for name in metrics if all(name in record for record in records)]
 
+    def draw(canvas):
+        canvas.set_size_inches(6.4, 2.6)
+        panels = canvas.subplots(1, len(CURVES))
+        epochs = [record["epoch"] for record in records]
+        for axes, (name, label) in zip(panels, CURVES.items(), strict=True):
+            for prefix, style in (("", TRAINING), ("val_", VALIDATION)):
+                if prefix + name in columns:
+                    values = np.array([record[prefix + name] for record in records])
+                    marker = "." if len(records) < 30 else ""
+                    axes.plot(epochs, values * (100 if "%" in label else 1), **style, marker=marker)
+            axes.set(xlabel="epoch", ylabel=label)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        handles, labels = panels[1].get_legend_handles_labels()
+        canvas.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
 
-def class_style(number: int) -> tuple[str, str]:
-    """Colour and marker of a class."""
-    colours = len(CLASS_COLOURS)
-    marker = CLASS_MARKERS[(number + number // colours) % len(CLASS_MARKERS)]
-    return CLASS_COLOURS[number % colours], marker
-
-
-def shown_name(name: str, longest: int = LONGEST_NAME) -> str:
-    r"""Returns the name of a class, a directory or a run as figures show it.
-
-    Characters that cannot be drawn (SVG files must not hold control characters, and fonts lack
-    some) are escaped as in Python: a tab is shown as \t. A long name loses its middle.
-    """
-    font = get_font(findfont(FontProperties()))
-    text = "".join(
-        character
-        if unicodedata.category(character) not in UNSEEN and font.get_char_index(ord(character))
-        else character.encode("unicode_escape").decode()
-        for character in name
+    first, last = records[0], records[-1]
+    return Figure(
+        "training",
+        "Training",
+        "Cross-entropy, accuracy and gates on after each epoch. In training half of the images "
+        "have soft gates with noise, in validation all gates are those of inference.",
+        f"Curves of {len(records)} epochs: the accuracy on training images goes from "
+        f"{first['accuracy']:.1%} to {last['accuracy']:.1%}, the share of gates that are on from "
+        f"{first['gate_rate']:.1%} to {last['gate_rate']:.1%}.",
+        [
+            ["epoch", *columns],
+            *([each["epoch"], *(round(each[name], 6) for name in columns)] for each in records),
+        ],
+        draw,
     )
-    if len(text) <= longest:
-        return text
-    end = (longest - 1) // 3
-    return f"{text[: longest - 1 - end]}…{text[-end:]}"
 
 
-def literally(texts: Iterable[Text]) -> None:
-    """Draws dollar signs in texts as they are instead of as formulas."""
-    for text in texts:
-        text.set_parse_math(False)
+def _confusion(document, arrays):
+    classes = document["classes"]
+    counts = np.zeros((len(classes), len(classes)), np.int64)
+    np.add.at(counts, (arrays["labels"], arrays["predictions"]), 1)
+    images = counts.sum(axis=1, keepdims=True)
+    percent = 100 * np.where(images, counts, np.nan) / np.maximum(images, 1)
+
+    def draw(canvas):
+        texts = np.where(counts, counts.astype(str), "").tolist()
+        axes, annotated = heat_map(canvas, percent, texts, classes, "images of the class, %")
+        if not annotated:
+            canvas.set_size_inches(6.4, 5.4)
+        else:
+            names = [shown_name(name) for name in classes]
+            axes.set_xticks(
+                range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0
+            )
+            literally(axes.get_xticklabels())
+            width, height = canvas.get_size_inches()
+            canvas.set_size_inches(width, height + 0.07 * max(map(len, names)))
+        axes.set(xlabel="predicted class", ylabel="class")
+
+    wrong = counts * (1 - np.eye(len(classes), dtype=np.int64))
+    label, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
+    most = (
+        f"The most frequent mistake is {shown_name(classes[predicted])} for "
+        f"{shown_name(classes[label])}, {wrong.max()} times."
+    )
+    return Figure(
+        "confusion",
+        "Predictions by class",
+        "Each row is a class, each column a predicted class; a cell counts images, and the darker, "
+        "the larger their share of the class. Right predictions are on the diagonal.",
+        f"Confusion matrix of {len(classes)} classes, {np.trace(counts)} of {counts.sum()} images "
+        f"on the diagonal. {most if wrong.any() else 'There is no mistake.'}",
+        [
+            ["class", *classes],
+            *([name, *row] for name, row in zip(classes, counts.tolist(), strict=True)),
+        ],
+        draw,
+    )
 
 
 def _kinds_by_unit(units):
@@ -147,12 +190,11 @@ def _kinds_by_unit(units):
             if units[number]["stage"] != units[number - 1]["stage"]:
                 axes.axvline(number + 0.5, color="black", linewidth=0.8, linestyle=":")
         axes.set(
-            xlabel="residual unit, from input to output (dotted: a new stage)",
             ylabel="share of the unit's gates, %",
             xlim=(0.4, len(units) + 0.6),
             ylim=(0, 100),
         )
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        tick_units(axes, units, first=1, every=len(units) <= NAMED_UNITS)
         canvas.legend(loc="outside upper center", ncols=3, frameon=False)
 
     dependent = shares["input_dependent"]
@@ -162,7 +204,7 @@ def _kinds_by_unit(units):
         "Gates of each residual unit",
         "Each bar is a residual unit, the first one at the left. Blue is the share of its gates "
         "that are on for every image, grey the share that are off for every image, and orange the "
-        "share that depend on the image.",
+        "share that depend on the image. Dotted: a new stage.",
         f"Stacked bars of {len(units)} residual units. Input-dependent are {dependent[0]:.0f} % of "
         f"the first unit's gates, {dependent[-1]:.0f} % of the last one's, and most, "
         f"{dependent[most]:.0f} %, in {units[most]['name'].replace('_', ' ')}.",
@@ -172,28 +214,6 @@ def _kinds_by_unit(units):
         ],
         draw,
     )
-
-
-def _bars(histogram, xlabel, ylabel, lines=(), whole=True):
-    """Returns a function that draws a histogram, with dashed lines at (place, label)."""
-    # The bar of the number 5 is drawn around it, from 4.5 to 5.5.
-    edges = np.array(histogram["edges"], float) - (0.5 if whole else 0.0)
-    numbers = histogram["counts"]
-
-    def draw(canvas):
-        axes = canvas.subplots()
-        colour = KINDS["always_on"][1]
-        axes.bar(edges[:-1], numbers, np.diff(edges), align="edge", color=colour, edgecolor="white")
-        for place, label in lines:
-            axes.axvline(place, color="black", linewidth=0.8, linestyle="--")
-            axes.annotate(
-                f" {label}", (place, 1.0), xycoords=("data", "axes fraction"), va="top", fontsize=8
-            )
-        axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(edges[0], edges[-1]))
-        if max(numbers, default=0) < 5:
-            axes.yaxis.get_major_locator().set_params(integer=True)
-
-    return draw
 
 
 def _bins(histogram, name):
@@ -215,7 +235,7 @@ def _images_per_gate(document):
         f"Histogram of {gates['input_dependent']} input-dependent gates: {nearly} are on for fewer "
         f"than 1 % or more than 99 % of {images} images, {gates['between']} lie between.",
         _bins(histogram, "gates"),
-        _bars(
+        bars(
             histogram,
             f"images for which the gate is on, of {images:,}",
             "input-dependent gates",
@@ -237,7 +257,7 @@ def _gates_per_image(document):
         f"are on, {spread['mean']:.1f} on average with a standard deviation of "
         f"{spread['std']:.1f}.",
         _bins(histogram, "images"),
-        _bars(
+        bars(
             histogram,
             f"gates on, of {total:,}",
             "images",
@@ -306,35 +326,32 @@ def _t_sne(document, arrays):
     )
 
 
+def rates_by_class(document: dict) -> np.ndarray:
+    """Returns the gate rate of each unit in per cent, [classes, units]; NaN for absent classes."""
+    absent = [np.nan] * len(document["units"])
+    return 100 * np.array([row or absent for row in document["gate_rate_by_class"]])
+
+
 def _rate_by_class(document):
     names = [unit["name"] for unit in document["units"]]
     rates, classes = document["gate_rate_by_class"], document["classes"]
-    percent = 100 * np.array([row or [np.nan] * len(names) for row in rates])
+    percent = rates_by_class(document)
 
     def draw(canvas):
-        canvas.set_size_inches(6.4, max(3.0, min(9.0, 0.22 * len(classes) + 1.2)))
-        axes = canvas.subplots()
-        image = axes.imshow(percent, aspect="auto", cmap="cividis", vmin=0, vmax=100)
-        axes.set_xticks(
-            range(len(names)),
-            [name.replace("stage", "").replace("_unit", ".") for name in names],
-            fontsize=8 if len(names) < 20 else 5,
-            rotation=0 if len(names) < 20 else 90,
-        )
-        if len(classes) <= LEGEND_CLASSES:
-            axes.set_yticks(range(len(classes)), [shown_name(name) for name in classes])
-            literally(axes.get_yticklabels())
-        axes.set(xlabel="residual unit (stage.unit)", ylabel="class")
-        canvas.colorbar(image, label="gates on, %")
+        texts = [[f"{value:.0f}" for value in row] for row in percent]
+        axes, annotated = heat_map(canvas, percent, texts, classes, "gates on, %")
+        every = annotated or len(names) <= NAMED_UNITS
+        tick_units(axes, document["units"], first=0, every=every)
+        axes.set_ylabel("class")
 
     apart = np.nanmax(percent, axis=0) - np.nanmin(percent, axis=0)
     most = int(apart.argmax())
     return Figure(
         "gate_rate_by_class",
         "Gates on by class and unit",
-        "Each row is a class, each column a residual unit; the brighter, the more of the unit's "
-        "gates are on for images of the class. Where the colour changes down a column, the unit "
-        "works differently for different classes.",
+        "Each row is a class, each column a residual unit (stage.unit); the numbers are the share "
+        "of the unit's gates that are on for images of the class, in per cent, and the darker, the "
+        "more. Where they change down a column, the unit works differently for different classes.",
         f"Heat map of {len(classes)} classes and {len(names)} residual units. Classes differ most "
         f"in {names[most].replace('_', ' ')}, by up to {apart[most]:.1f} percentage points.",
         [
@@ -349,18 +366,39 @@ def _rate_by_class(document):
 
 
 def _macs_per_image(document):
-    macs = document["macs"]
-    histogram = dict(macs["histogram"])
-    histogram["edges"] = [edge / 1e6 for edge in histogram["edges"]]
+    macs, unit = document["macs"], 1e6
     left = macs["without_off_filters"]
+    draw_bars = bars(
+        macs["histogram"],
+        "million multiply-accumulates of an image",
+        "images",
+        [(left["mean"] / unit, f"mean {left['mean'] / unit:.2f}")],
+        macs["histogram"]["step"],
+        unit,
+    )
+
+    def draw(canvas):
+        draw_bars(canvas)
+        (axes,) = canvas.axes
+        low, high = axes.get_xlim()
+        total, label = macs["total"] / unit, f"full network {macs['total'] / unit:.2f}"
+        place = {"xycoords": ("data", "axes fraction"), "va": "top", "ha": "right", "fontsize": 8}
+        if total < low + FARTHEST * (high - low):
+            axes.axvline(total, color="black", linewidth=0.8)
+            axes.set_xlim(low, max(high, total + 0.02 * (total - low)))
+            axes.annotate(f"{label} ", (total, 0.93), **place)
+        else:
+            axes.annotate(f"{label} →", (high, 0.93), **place)
+
     return Figure(
         "macs_per_image",
         "Multiply-accumulates without off filters",
-        f"Each bar counts the images for which so many of the {macs['total'] / 1e6:.2f} million "
-        "multiply-accumulates are left if filters that are off are not computed; the gater's own "
-        "are included. This is theory: training and the plain export compute all of them.",
-        f"Histogram: {left['min'] / 1e6:.2f} to {left['max'] / 1e6:.2f} million of "
-        f"{macs['total'] / 1e6:.2f} million, {left['mean'] / 1e6:.2f} on average.",
+        f"Each bar counts the images for which so many of the full network's "
+        f"{macs['total'] / unit:.2f} million multiply-accumulates are left if filters that are off "
+        "are not computed; the gater's own are included. Dashed: the mean. This is theory: "
+        "training and the plain export compute all of them.",
+        f"Histogram: {left['min'] / unit:.2f} to {left['max'] / unit:.2f} million of "
+        f"{macs['total'] / unit:.2f} million, {left['mean'] / unit:.2f} on average.",
         _bins(macs["histogram"], "images"),
-        _bars(histogram, "million multiply-accumulates of an image", "images", whole=False),
+        draw,
     )

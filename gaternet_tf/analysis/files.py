@@ -22,7 +22,7 @@ from gaternet_tf.documents import read_json, write_json
 from gaternet_tf.errors import UserError
 from gaternet_tf.runs import require_new, require_writable
 
-FORMAT = "gaternet-analysis-2"
+FORMAT = "gaternet-analysis-3"
 ARRAYS = "gates.npz"
 DOCUMENT = "analysis.json"
 

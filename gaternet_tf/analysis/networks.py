@@ -31,6 +31,7 @@ class Network:
       config: the settings of its run.
       dataset: what the run recorded of its dataset.
       macs, gate_macs: see `gaternet_tf.macs`.
+      training: the record of each epoch; empty for an export.
       source: JSON-ready facts about the network's origin.
     """
 
@@ -43,6 +44,7 @@ class Network:
     dataset: dict
     macs: int
     gate_macs: np.ndarray
+    training: list[dict]
     source: dict
 
 
@@ -78,6 +80,7 @@ def network_of_run(workdir: str | os.PathLike) -> Network:
         dataset=dataset,
         macs=sum(layer_macs(model).values()),
         gate_macs=gate_macs(model),
+        training=run.metrics(),
         source={
             "kind": "run",
             "path": str(workdir),
@@ -123,6 +126,7 @@ def network_of_export(version_dir: str | os.PathLike) -> Network:
         dataset=manifest["dataset"],
         macs=manifest["macs"]["total"],
         gate_macs=np.array(manifest["macs"]["gates"], np.int64),
+        training=[],
         source={
             "kind": "export",
             "path": str(version_dir),

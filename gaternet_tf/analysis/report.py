@@ -11,7 +11,8 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from gaternet_tf.analysis.figures import class_style, figures_of, write_csv, write_figure
+from gaternet_tf.analysis.drawing import class_style, heat_colours, write_csv
+from gaternet_tf.analysis.figures import figures_of, rates_by_class, write_figure
 
 REPORT = "report.html"
 QUALITY = 80
@@ -24,8 +25,6 @@ TABLE_COLUMNS = {
     ),
 }
 """Columns of the tables whose rows may lack some or have more."""
-WHITE_TEXT_ABOVE = 0.652
-"""Rate above which white text has more contrast with its cell than black, 4.5 to 1 or more."""
 MARKERS = {
     "o": "M5 1a4 4 0 1 0 .01 0z",
     "s": "M1.5 1.5h7v7h-7z",
@@ -43,8 +42,9 @@ def draw(document: dict, arrays: dict[str, np.ndarray], directory: str | os.Path
     """
     directory = pathlib.Path(directory)
     (directory / REPORT).unlink(missing_ok=True)
-    for suffix in (".png", ".svg", ".csv"):
-        (directory / f"t_sne{suffix}").unlink(missing_ok=True)
+    for name in ("t_sne", "training"):
+        for suffix in (".png", ".svg", ".csv"):
+            (directory / f"{name}{suffix}").unlink(missing_ok=True)
     figures = figures_of(document, arrays)
     for figure in figures.values():
         write_figure(figure, directory)
@@ -66,7 +66,7 @@ def draw(document: dict, arrays: dict[str, np.ndarray], directory: str | os.Path
             name: _data_url("image/svg+xml", (directory / f"{name}.svg").read_bytes())
             for name in figures
         },
-        cell=_heat,
+        heat_colours=heat_colours(rates_by_class(document)),
         swatch=_swatch,
         atlas=atlas,
         data=_data(document, arrays, atlas),
@@ -144,13 +144,6 @@ def write_tables(document: dict, directory: pathlib.Path) -> None:
 
 def _data_url(kind, content):
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _heat(rate):
-    """Returns (background, text colour) of a cell: light blue for the rate 0, dark blue for 1."""
-    light, dark = np.array([247, 251, 255]), np.array([8, 48, 107])
-    red, green, blue = (light + rate * (dark - light)).round().astype(int).tolist()
-    return f"rgb({red},{green},{blue})", "#fff" if rate > WHITE_TEXT_ABOVE else "#000"
 
 
 def _swatch(number):

@@ -229,7 +229,10 @@ def _rates_by_class(record, counts):
 def _macs(record, counts):
     left = counts.macs_per_image
     low, high = left.min(), left.max()
-    edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
+    # Images differ by the costs of whole gates, so their numbers lie on a grid.
+    step = int(np.gcd.reduce((left - low).astype(np.int64))) or int(record.gate_macs.min())
+    steps = histogram((left - low) / step, 0, (high - low) / step)
+    steps["edges"] = [int(low) + step * edge for edge in steps["edges"]]
     return {
         "total": record.macs,
         "without_off_filters": {
@@ -238,7 +241,7 @@ def _macs(record, counts):
             "mean": float(left.mean()),
             "std": float(left.std()),
         },
-        "histogram": {"edges": edges.tolist(), "counts": np.histogram(left, edges)[0].tolist()},
+        "histogram": {**steps, "step": step},
     }
 
 

@@ -85,6 +85,7 @@ def test_the_table_and_its_figure(call, tmp_path):
         "comparison.png",
         "comparison.svg",
     }
+    assert r"\begin{tabular}" in call("train.table", "gated", "--format=latex").out
     call("train.table").assert_refused("directories of finished runs")
     call("train.table", "nowhere").assert_refused("'nowhere' is none")
     call("train.table", "gated", "digits", "--output_dir=out").assert_refused("one dataset")

@@ -6,7 +6,7 @@ import pytest
 from helpers import plant_run
 
 from gaternet_tf import UserError
-from train.comparison import as_markdown, compare, write_comparison
+from train.comparison import as_latex, as_markdown, compare, write_comparison
 
 GATED = "resnet20, gated by resnet20, lambda 0.1"
 
@@ -24,17 +24,61 @@ def runs(tmp_path):
     return [tmp_path / name for name in ("gated-0", "plain", "gated-1")]
 
 
-def test_seeds_of_a_model_share_a_row(runs):
-    head, rule, gated, plain = as_markdown(compare(runs)).splitlines()
-    assert head.startswith("| dataset | model | parameters | gates | gates on | MACs |")
+def test_seeds_of_a_model_share_a_row_and_the_baseline_comes_first(runs):
+    head, rule, plain, gated = as_markdown(compare(runs)).splitlines()
+    assert head.startswith("| model | parameters | gates | gates on | MACs |")
     assert rule == "| " + " | ".join(["---"] * 10) + " |"
-    assert gated == (
-        f"| fashion | {GATED} | 547,282 | 336 | 45.0 % | 62.0 M | 51.0 M | 9.00 +- 1.41 % | 2 "
-        "| yes |"
-    )
     assert plain == (
-        "| fashion | resnet20 | 272,186 | - | - | 31.0 M | 31.0 M | 9.50 % | 1 | yes |"
+        "| resnet20 | 272,186 | - | - | 31.00 M | 31.00 M | 9.50 % | +0.00 | 1 | yes |"
     )
+    assert gated == (
+        f"| {GATED} | 547,282 | 336 | 45.0 ± 7.1 % | 62.00 M | 51.00 ± 1.41 M | 9.00 ± 1.41 % "
+        "| -0.50 | 2 | yes |"
+    )
+
+
+def test_rows_are_ordered_and_compared_to_the_plain_backbone_with_the_same_recipe(tmp_path):
+    plant_run(tmp_path / "a", {"test_accuracy": 0.85}, sparsity=1.0)
+    plant_run(tmp_path / "b", {"test_accuracy": 0.86}, gater="none", width=12)
+    # Without gates lambda changes nothing.
+    plant_run(tmp_path / "c", {"test_accuracy": 0.80}, gater="none", sparsity=1.0)
+    plant_run(tmp_path / "d", {"test_accuracy": 0.82}, gater="none", seed=1)
+    plant_run(tmp_path / "e", {"test_accuracy": 0.60}, gater="none", epochs=5)
+    plant_run(tmp_path / "f", {"test_accuracy": 0.61}, epochs=5)
+    plant_run(tmp_path / "g", {"test_accuracy": 0.61}, backbone="resnet164")
+    rows = compare(sorted(tmp_path.iterdir()))
+    assert [(row.model, row.difference and round(row.difference, 6)) for row in rows] == [
+        ("resnet20, epochs 160", 0),
+        ("resnet20, epochs 5", 0),
+        ("resnet20, width 12", -0.05),
+        (GATED, -0.01),
+        ("resnet20, gated by resnet20, lambda 1", -0.04),
+        ("resnet164, gated by resnet20, lambda 0.1", None),
+    ]
+
+
+def test_multiply_accumulates_have_four_significant_digits(tmp_path):
+    for seed, macs in enumerate((1.465e6, 1.528e6, 254.96e6, 4089.2e6)):
+        plant_run(tmp_path / str(seed), {"macs": macs}, gater="none", width=seed + 1)
+    lines = as_markdown(compare(sorted(tmp_path.iterdir()))).splitlines()
+    macs = [line.split(" | ")[4] for line in lines[2:]]
+    assert macs == ["1.465 M", "1.528 M", "255.0 M", "4089 M"]
+
+
+def test_latex_has_the_same_cells(runs, tmp_path):
+    plant_run(tmp_path / "other", dataset="folder:a_b", backbone="resnet8")
+    begin, top, head, middle, plain, gated, other, *end = as_latex(
+        compare([*runs, tmp_path / "other"])
+    ).splitlines()
+    assert (begin, top, middle) == (r"\begin{tabular}{llrrrrrrrrr}", r"\toprule", r"\midrule")
+    assert head.startswith("dataset & model & parameters & ")
+    assert other.startswith(r"folder:a\_b & resnet8, gated by resnet20, lambda 0.1 & ")
+    assert plain.startswith("fashion & resnet20 & ")
+    assert gated == (
+        rf"fashion & {GATED} & 547,282 & 336 & 45.0 $\pm$ 7.1 \% & 62.00 M & 51.00 $\pm$ 1.41 M "
+        r"& 9.00 $\pm$ 1.41 \% & $-$0.50 & 2 & yes \\"
+    )
+    assert end == [r"\bottomrule", r"\end{tabular}"]
 
 
 def test_a_model_that_none_beats_is_marked(tmp_path):
@@ -48,12 +92,22 @@ def test_a_model_that_none_beats_is_marked(tmp_path):
     assert [row.pareto for row in rows] == [True, True, False, True, True]
 
 
-def test_the_csv_has_the_numbers(runs, tmp_path):
+def test_pareto_compares_means_and_not_the_lucky_seed(tmp_path):
+    for seed, accuracy in enumerate((0.95, 0.85)):
+        plant_run(tmp_path / str(seed), {"test_accuracy": accuracy, "macs_on": 3e6}, seed=seed)
+    plant_run(tmp_path / "2", {"test_accuracy": 0.91, "macs_on": 2e6}, sparsity=1.0)
+    assert [row.pareto for row in compare(sorted(tmp_path.iterdir()))] == [False, True]
+
+
+def test_the_csv_and_the_figure_have_the_numbers(runs, tmp_path):
     write_comparison(compare(runs), tmp_path / "out")
     with (tmp_path / "out" / "comparison.csv").open() as file:
-        gated, plain = csv.DictReader(file)
+        plain, gated = csv.DictReader(file)
     assert float(gated["test accuracy"]) == pytest.approx(0.91)
+    assert float(gated["test error difference"]) == pytest.approx(-0.005)
     assert float(gated["gate rate"]) == pytest.approx(0.45)
+    assert float(gated["MACs without off filters std"]) == pytest.approx(2**0.5 * 1e6)
+    assert plain["gate rate"] == plain["test accuracy std"] == ""
     assert gated["Pareto"] == plain["Pareto"] == "yes"
     assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (tmp_path / "out" / "comparison.svg").read_text()
@@ -66,10 +120,10 @@ def test_rows_of_the_same_name_have_the_settings_that_differ(tmp_path):
     plant_run(tmp_path / "other-data", dataset="digits", epochs=2)
     plant_run(tmp_path / "other-name", dataset="fashion", epochs=1, sparsity=0.5)
     assert [row.model for row in compare(sorted(tmp_path.iterdir()))] == [
+        GATED,
         f"{GATED}, flip default, validation default, epochs 20",
         f"{GATED}, flip default, validation 0.2, epochs 5",
         f"{GATED}, flip True, validation 0.2, epochs 20",
-        GATED,
         "resnet20, gated by resnet20, lambda 0.5",
     ]
 

@@ -47,6 +47,7 @@ NETWORK = Network(
     config={},
     macs=100,
     gate_macs=np.array([10, 10, 5]),
+    training=[],
     source={"path": "a network"},
     strength="a sum",
 )

@@ -1,5 +1,6 @@
 """The report in headless Chromium: what a person sees and does."""
 
+import re
 import shutil
 
 import numpy as np
@@ -138,6 +139,20 @@ def test_the_table_of_units_sorts(open_page, report):
         assert table.locator(f"th[aria-sort={direction}]").inner_text() == "gates on, %"
         values = [float(text) for text in rates.all_inner_texts()]
         assert values == sorted(values, key=lambda value: sign * value)
+
+
+def test_no_table_is_cut_on_a_wide_screen(open_page, report):
+    page = open_page(report, 1200)
+    assert page.locator("table.heat").is_visible()
+    cut = "[...document.querySelectorAll('.scroll')].filter((e) => e.scrollWidth > e.clientWidth)"
+    assert page.evaluate(f"{cut}.map((e) => e.ariaLabel)") == []
+
+
+def test_the_heat_map_reaches_from_light_to_dark(report):
+    cells = re.findall(r'<td style="background:(.*?);color:(.*?)">(\d+)</td>', report.read_text())
+    numbers = [int(number) for *_, number in cells]
+    assert ("#f7fbff", "#000000", str(min(numbers))) in cells
+    assert ("#08306b", "#ffffff", str(max(numbers))) in cells
 
 
 @pytest.fixture(scope="module")
