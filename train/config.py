@@ -291,7 +291,7 @@ def default_workdir(
     parts = [experiment or f"{config.dataset}-{config.backbone}", *["smoke"] * smoke]
     parts += [
         f"{name}_{value}"
-        for name, value in dataclasses.asdict(config).items()
+        for name, value in sorted(dataclasses.asdict(config).items())
         if name not in left_out and value != usual[name]
     ]
     name = "-".join([*parts, str(config.seed)])

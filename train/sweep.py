@@ -105,8 +105,9 @@ def sweep(runs: dict[str, list[str]]) -> None:
 
     require_writable("runs", "the directory of the runs")
     stopping = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda *_: stopping.set())
     waiting = [workdir for workdir in runs if not RunDirectory(workdir).finished]
     total = len(waiting)
     running: dict[str, subprocess.Popen] = {}

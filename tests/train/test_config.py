@@ -57,12 +57,13 @@ def test_a_run_records_every_setting(trained):
     assert list(trained.config) == [field.name for field in dataclasses.fields(TrainingConfig)]
 
 
-@pytest.mark.parametrize("command", ["main", "evaluate", "summary", "table", "convert"])
+@pytest.mark.parametrize("command", ["main", "sweep", "evaluate", "summary", "table", "convert"])
 def test_help_needs_no_tensorflow(tmp_path, command):
     text = help_without_tensorflow(f"train.{command}", tmp_path)
     names = [field.name for field in dataclasses.fields(TrainingConfig)]
     expected = {
         "main": [*names, "experiment", "workdir"],
+        "sweep": ["jobs"],
         "evaluate": ["workdir", "data_dir", "download"],
         "summary": ["workdir", "backbone", "head_batch_norm"],
         "table": ["output_dir"],

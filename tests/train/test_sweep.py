@@ -73,7 +73,7 @@ def test_every_value_is_checked_before_anything_starts(combinations, flag, words
 SETTINGS = {"backbone": "resnet8", "gater": "none", "dataset": "digits", "epochs": 1}
 SETTINGS |= {"steps_per_epoch": 1, "batch_size": 32}
 FLAGS = [f"--{name}={value}" for name, value in SETTINGS.items()]
-NAME = "runs/digits-resnet8-gater_none-steps_per_epoch_1-batch_size_32"
+NAME = "runs/digits-resnet8-batch_size_32-gater_none-steps_per_epoch_1"
 
 
 def test_a_sweep_trains_what_is_missing_and_names_what_failed(data_dir, tmp_path):
