@@ -19,7 +19,7 @@ def verify(version_dirs):
     if not version_dirs:
         raise UserError("this command takes version directories, such as models/gaternet/1")
     status = 0
-    for version_dir in map(local_path, version_dirs):
+    for version_dir in [local_path(path, "a version") for path in version_dirs]:
         if problems := problems_of(pathlib.Path(version_dir)):
             status = 1
             for problem in problems:

@@ -14,7 +14,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from gaternet_tf.errors import UserError
+from gaternet_tf.errors import StoppedError, UserError
 
 NOISE = ("I0000 ", "WARNING: All log messages before absl::InitializeLog() is called")
 """How the lines begin that TensorFlow prints at every import."""
@@ -22,14 +22,19 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
 
-def local_path(text: str) -> str:
+def local_path(text: str, what: str = "a path") -> str:
     """Returns the path that a command was given, with a leading `~` expanded.
+
+    Args:
+      text: the path.
+      what: what it is, for the error.
 
     Raises:
       UserError: for an empty text, which an unset variable leaves, and for a URL.
     """
     if not text or "://" in text:
-        raise UserError(f"a path on this machine is required, got '{text}'")
+        hint = "" if text else "; is a variable unset?"
+        raise UserError(f"{what} must be one of this machine, got '{text}'{hint}")
     return os.path.expanduser(text)
 
 
@@ -131,7 +136,8 @@ def run_command(
                 import_tensorflow()
             status = work() or 0
     except (UserError, OSError) as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
+        kind = "" if isinstance(error, StoppedError) else "error: "
+        print(f"{name}: {kind}{error}", file=sys.stderr)
         status = 1
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
@@ -205,6 +211,9 @@ def import_tensorflow() -> None:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["KERAS_BACKEND"] = "tensorflow"
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)
     try:
         with tempfile.TemporaryFile("w+", errors="backslashreplace") as held:
             stderr = os.dup(2)
@@ -222,9 +231,6 @@ def import_tensorflow() -> None:
             f"TensorFlow and Keras are required, and {error.name} is not installed; run "
             "pip install '.[all]' in the checkout"
         ) from error
-    from absl import logging
-
-    logging.set_verbosity(logging.ERROR)
     # ~/.keras/keras.json may have other ones.
     keras.config.set_floatx("float32")
     keras.config.set_image_data_format("channels_last")

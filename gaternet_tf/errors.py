@@ -1,4 +1,4 @@
-"""The one kind of error that a command turns into a message instead of a traceback."""
+"""The errors that a command turns into a message instead of a traceback."""
 
 
 class UserError(ValueError):
@@ -8,3 +8,7 @@ class UserError(ValueError):
     status 1; everything that is not a `UserError` (or an `OSError`) is a bug and keeps
     its traceback.
     """
+
+
+class StoppedError(UserError):
+    """Work that a signal has stopped, after it was saved; a command says so without "error"."""

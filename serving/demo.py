@@ -12,7 +12,6 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from gaternet_tf.command import run_command
 from serving.client import ClientError, GaterNetClient, Prediction
 from serving.client.command_line import format_gates, format_table, path, print_error
 
@@ -81,4 +80,6 @@ def main(arguments=None) -> int:
 
 
 if __name__ == "__main__":
+    from gaternet_tf.command import run_command
+
     sys.exit(run_command("serving.demo", [], main, tensorflow=False))

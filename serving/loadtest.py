@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gaternet_tf.command import run_command
 from serving.client import ClientError, PictureError, UnavailableError
 from serving.client.command_line import (
     OK,
@@ -46,7 +45,7 @@ def run_load(
     Args:
       ask: makes a request; raises `ClientError` when it fails.
       callers: number of threads.
-      duration: seconds after which no request begins.
+      duration: seconds after which no request begins, but the first of each caller.
       requests: number of requests after which none begins.
 
     Returns:
@@ -59,7 +58,8 @@ def run_load(
     started = time.monotonic()
 
     def call():
-        while time.monotonic() < started + duration and next(numbers) <= requests:
+        now = started
+        while now < started + duration and next(numbers) <= requests:
             begun = time.monotonic()
             try:
                 ask()
@@ -69,6 +69,7 @@ def run_load(
                 if isinstance(error, UnavailableError):
                     # Refusing requests without a pause would take the server's CPU.
                     time.sleep(PAUSE)
+            now = time.monotonic()
 
     with concurrent.futures.ThreadPoolExecutor(callers) as pool:
         for caller in [pool.submit(call) for _ in range(callers)]:
@@ -174,6 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    from gaternet_tf.command import run_command
+
     # Ctrl-C ends the process at once, also while gRPC waits.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(run_command(PROGRAM, [], main, tensorflow=False, prints_only=True))

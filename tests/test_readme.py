@@ -84,8 +84,8 @@ def test_the_single_commands_do_what_the_readme_says(output, checkout):
     assert "dataset digits 1.0.0, split 'test'\ntest accuracy 9" in output
     assert "exported runs/demo to models/gaternet/2" in output
     assert "serving gaternet version 2" in output
-    assert "| digits | resnet14, gated by resnet8, lambda 0.1 | 254,626 | 224 |" in output
-    assert "| digits | resnet8, gated by resnet8, lambda 0.1, all convolutions |" in output
+    assert "| resnet14, gated by resnet8, lambda 0.1 | 254,626 | 224 |" in output
+    assert "| resnet8, gated by resnet8, lambda 0.1, all convolutions |" in output
     assert (checkout / "runs/demo/analysis/report.html").is_file()
 
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 import tqdm
 
 from gaternet_tf.callbacks import constant_gates_warning
-from gaternet_tf.errors import UserError
+from gaternet_tf.errors import StoppedError, UserError
 from gaternet_tf.runs import RunDirectory
 
 READABLE = {
@@ -24,14 +24,17 @@ READABLE = {
 }
 PRINTED = (
     *("loss", "task_loss", "sparsity_loss", "accuracy", "gate_rate"),
-    *("val_accuracy", "val_gate_rate", "learning_rate", "seconds", "resumed_after_step"),
+    *("val_accuracy", "val_gate_rate", "learning_rate", "seconds"),
 )
 """What the line of an epoch shows; metrics.jsonl and TensorBoard have all."""
 DISPENSABLE = (
-    *("learning_rate", "sparsity_loss", "task_loss", "val_gate_rate", "seconds", "accuracy"),
+    *("learning_rate", "sparsity_loss", "task_loss", "val_gate_rate"),
+    *("seconds", "accuracy"),
 )
 """What it leaves out, in this order, until it fits into the terminal."""
-BAR = "{desc} {percentage:3.0f}% {bar} {n_fmt}/{total_fmt} [{remaining} left{postfix}]"
+BAR = "{desc} {percentage:3.0f}% {bar} {n_fmt}/{total_fmt}{postfix}"
+USUAL_WIDTH = 6
+"""Letters of a value, such as 0.1234."""
 
 
 def step_of(model: keras.Model) -> int:
@@ -219,18 +222,23 @@ class EpochLog(keras.callbacks.Callback):
 
 
 def epoch_line(epoch: int, epochs: int, values: dict, best: bool, columns: float) -> str:
-    """Returns the line of an epoch; without its `DISPENSABLE` values where it has few columns."""
+    """Returns the line of an epoch.
+
+    On a narrow terminal it leaves out `DISPENSABLE` values, in every epoch the same ones.
+    """
     shown = [key for key in PRINTED if key in values]
-    for key in ("", *DISPENSABLE):
-        shown = [other for other in shown if other != key]
-        parts = [f"epoch {epoch}/{epochs}"]
-        for other in shown:
-            mark = " (best)" if best and other == "val_accuracy" else ""
-            parts.append(f"{other} {values[other]:.4g}{mark}")
-        line = "  ".join(parts)
-        if len(line) < columns:
-            break
-    return line
+    usual = len(f"epoch {epochs}/{epochs} (best)") + sum(
+        len(key) + USUAL_WIDTH + 3 for key in shown
+    )
+    for key in DISPENSABLE:
+        if usual >= columns and key in shown:
+            shown.remove(key)
+            usual -= len(key) + USUAL_WIDTH + 3
+    parts = [f"epoch {epoch}/{epochs}"]
+    for key in shown:
+        mark = " (best)" if best and key == "val_accuracy" else ""
+        parts.append(f"{key} {values[key]:.4g}{mark}")
+    return "  ".join(parts)
 
 
 class ProgressBar(keras.callbacks.Callback):
@@ -261,9 +269,11 @@ class ProgressBar(keras.callbacks.Callback):
         bar = self.bar
         bar.n = batch + 1
         seconds = bar.format_dict["elapsed"] / bar.n
-        left = seconds * ((self.epochs - self.epoch + 1) * bar.total - bar.n)
-        run = f"run {bar.format_interval(left)} left"
-        bar.set_postfix_str(f"{run}, loss {logs['loss']:.4g}", refresh=False)
+        steps_left = {"epoch": bar.total - bar.n}
+        if self.epoch < self.epochs:
+            steps_left["run"] = (self.epochs - self.epoch) * bar.total + steps_left["epoch"]
+        left = [f"{n} {bar.format_interval(seconds * steps)}" for n, steps in steps_left.items()]
+        bar.set_postfix_str(f"{', '.join(left)} left, loss {logs['loss']:.4g}", refresh=False)
         bar.update(0)
 
     def on_epoch_end(self, epoch, logs=None):
@@ -280,7 +290,7 @@ class Checkpoints(keras.callbacks.Callback):
 
     `tf.train.CheckpointManager` writes a checkpoint whole before it becomes the latest one, so
     that a run killed at any moment has a good one. A run that is asked to stop by `stop()`,
-    which a signal handler may call, saves in the middle of its epoch and raises `UserError`.
+    which a signal handler may call, saves in the middle of its epoch and raises `StoppedError`.
 
     Args:
       run: the run whose checkpoints these are.
@@ -361,7 +371,7 @@ class Checkpoints(keras.callbacks.Callback):
         # Numbered by the step, so that no checkpoint is ever written over an older one.
         self.manager.save(step_of(self.model))
         if self.stopping:
-            raise UserError(f"asked to stop: saved after {last}; the same command resumes it")
+            raise StoppedError(f"stopped and saved after {last}; the same command resumes it")
 
 
 def saved_checkpoints(directory: pathlib.Path) -> list[str]:

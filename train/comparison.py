@@ -74,7 +74,7 @@ def compare(workdirs: Iterable[str | os.PathLike]) -> list[Row]:
     """
     groups: dict[str, list[RunDirectory]] = {}
     for workdir in workdirs:
-        run = open_run(workdir)
+        run = open_run(workdir, "a run of the table")
         if "test_accuracy" not in run.result:
             raise UserError(
                 f"a table needs runs with a test accuracy, and '{workdir}' has none (it was "

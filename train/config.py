@@ -275,8 +275,7 @@ def default_workdir(
     """Returns runs/NAME, where NAME tells apart what is trained.
 
     That is the experiment, or dataset and backbone; each other setting that differs from its
-    default, or from the experiment's; and the seed. The number of epochs is not in it: training on
-    is not another run.
+    default, or from the experiment's; and the seed.
 
     Args:
       config: the settings of the run.
@@ -285,7 +284,7 @@ def default_workdir(
       smoke: whether it is only tried.
     """
     usual = dataclasses.asdict(TrainingConfig(**named))
-    left_out = {"seed", "epochs", *ENVIRONMENT, *(GATE_SETTINGS if config.gater == "none" else ())}
+    left_out = {"seed", *ENVIRONMENT, *(GATE_SETTINGS if config.gater == "none" else ())}
     if not experiment:
         left_out |= {"dataset", "backbone"}
     parts = [experiment or f"{config.dataset}-{config.backbone}", *["smoke"] * smoke]

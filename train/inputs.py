@@ -26,6 +26,8 @@ def open_training_data(config: TrainingConfig) -> Dataset:
       UserError: for a dataset that is not there, or one that cannot be held out as asked for.
     """
     dataset = open_dataset(config.dataset, config.data_dir, config.download, config.skip_unreadable)
+    for remark in dataset.remarks:
+        print(remark, flush=True)
     share = config.validation
     if share is None:
         share = VALIDATION[dataset.size(dataset.train_split) <= SMALL_SET]

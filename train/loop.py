@@ -210,7 +210,6 @@ class Training:
         with self.strategy.scope():
             epochs, steps = self.checkpoints.restore(directory, previous_checkpoint)
         self.run.truncate_metrics(epochs)
-        remarks = "".join(f"{remark}\n" for remark in dataset.remarks)
         print(
             f"{config.backbone}, gater {config.gater}: {count_parameters(self.model):,} "
             f"parameters, {len(gate_map(self.model))} gates\n"
@@ -218,12 +217,12 @@ class Training:
             f"'{dataset.train_split}' train, {dataset.validation_images} validate, "
             f"{dataset.size(dataset.test_split)} of '{dataset.test_split}' test "
             f"({dataset.builder.data_dir}); classes: {some_labels(dataset.labels)}\n"
-            f"{remarks}{config.epochs} epochs of {self.steps} steps, batch {config.batch_size} on "
+            f"{config.epochs} epochs of {self.steps} steps, batch {config.batch_size} on "
             f"{self.replicas} replica{'s' if self.replicas > 1 else ''}, into {self.run.path}",
             flush=True,
         )
         if epochs or steps:
-            after = f"epoch {epochs}{f' and {steps} steps' if steps else ''}"
+            after = f"step {steps} of epoch {epochs + 1}" if steps else f"epoch {epochs}"
             print(f"resuming after {after}", flush=True)
         if (total := config.epochs * self.steps) < FEW_STEPS and not config.init_from:
             print(

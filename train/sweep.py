@@ -7,6 +7,7 @@ finished stays, what was stopped is resumed; at the end the table of all is prin
 
 import copy
 import dataclasses
+import fnmatch
 import itertools
 import pathlib
 import signal
@@ -18,19 +19,25 @@ from collections.abc import Iterator, Sequence
 from absl import app, flags
 
 from gaternet_tf.command import run, run_command
-from gaternet_tf.errors import UserError
+from gaternet_tf.errors import StoppedError, UserError
 from train import main as train_main
 from train.config import ENVIRONMENT, GATE_SETTINGS, TrainingConfig
+from train.experiments import EXPERIMENTS
 
 FLAGS = flags.FLAGS
 
 flags.DEFINE_integer(
-    "jobs", 1, "Runs at a time; of several, each one's output goes to WORKDIR.log.", 1
+    "jobs", 1, "Runs at a time; of several, each one's output goes to runs/logs/NAME.log.", 1
 )
 SWEPT = {"experiment", *(field.name for field in dataclasses.fields(TrainingConfig))} - {
     *ENVIRONMENT
 }
 """Flags that may have several values."""
+LOGS = "runs/logs"
+EXAMPLES = (
+    "python -m train.sweep --dataset=digits --backbone=resnet8 --gater=none,resnet8 --seeds=0,1",
+    "python -m train.sweep --experiment='fashion-resnet20-*' --seeds=0,1,2",
+)
 
 
 def main(argv):
@@ -52,9 +59,10 @@ def expand(argv: Sequence[str]) -> Iterator[list[str]]:
         name, equals, values = argument.lstrip("-").partition("=")
         name = "seed" if name == "seeds" else name
         several = equals and argument.startswith("-") and name in SWEPT
-        choices.append(
-            [f"--{name}={value}" for value in values.split(",")] if several else [argument]
-        )
+        chosen = values.split(",")
+        if name == "experiment":
+            chosen = [n for value in chosen for n in fnmatch.filter(EXPERIMENTS, value) or [value]]
+        choices.append([f"--{name}={value}" for value in chosen] if several else [argument])
     return map(list, itertools.product(*choices))
 
 
@@ -124,13 +132,13 @@ def sweep(runs: dict[str, list[str]]) -> None:
     for process in running.values():
         process.wait()
     if stopping.is_set():
-        raise UserError("stopped; the same command goes on")
+        raise StoppedError("stopped; the same command goes on")
     finished = [workdir for workdir in runs if RunDirectory(workdir).finished]
     if finished:
         print(as_markdown(compare(finished)))
     if failed := [workdir for workdir in runs if workdir not in finished]:
-        lines = "".join(f"\n{workdir}" for workdir in failed)
-        raise UserError(f"{len(failed)} of {len(runs)} runs failed:{lines}")
+        output = f"; their output is in {LOGS}" if FLAGS.jobs > 1 else ""
+        raise UserError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}{output}")
 
 
 def _start(arguments, workdir):
@@ -138,10 +146,11 @@ def _start(arguments, workdir):
     # In a group of its own a run does not get the terminal's Ctrl-C, but SIGTERM, which saves it.
     if FLAGS.jobs == 1:
         return subprocess.Popen(command, process_group=0)
-    pathlib.Path(workdir).parent.mkdir(exist_ok=True)
-    with open(f"{workdir}.log", "a") as log:
+    path = pathlib.Path(LOGS) / f"{pathlib.Path(workdir).name}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as log:
         return subprocess.Popen(command, process_group=0, stdout=log, stderr=subprocess.STDOUT)
 
 
 if __name__ == "__main__":
-    run(main, flags_parser=parse)
+    run(main, examples=EXAMPLES, flags_parser=parse)

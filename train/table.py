@@ -18,7 +18,7 @@ def main(argv):
     return run_command(
         "train.table",
         argv[:1],
-        lambda: print_table(list(map(local_path, argv[1:]))),
+        lambda: print_table([local_path(path, "a run") for path in argv[1:]]),
         tensorflow=False,
         prints_only=True,
     )

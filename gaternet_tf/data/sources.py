@@ -107,9 +107,16 @@ def _builder(name, data_dir, skip_unreadable):
     if name == "digits":
         return Digits(data_dir=data_dir)
     if name.startswith(IDX):
-        return Idx(local_path(name.removeprefix(IDX)), data_dir=data_dir)
+        return Idx(
+            local_path(name.removeprefix(IDX), "the directory of --dataset=idx:DIR"),
+            data_dir=data_dir,
+        )
     if name.startswith(FOLDER):
-        return Folder(local_path(name.removeprefix(FOLDER)), data_dir, skip_unreadable)
+        return Folder(
+            local_path(name.removeprefix(FOLDER), "the directory of --dataset=folder:DIR"),
+            data_dir,
+            skip_unreadable,
+        )
     # tfds.builder() would also look for the dataset on the network; the class alone does not.
     parts = TFDS_NAME.fullmatch(name)
     try:

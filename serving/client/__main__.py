@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from gaternet_tf.command import run_command
 from serving.client import ClientError, GaterNetClient
 from serving.client.command_line import (
     OK,
@@ -206,6 +205,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    from gaternet_tf.command import run_command
+
     # Ctrl-C ends the process at once, also while gRPC waits.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(run_command(PROGRAM, [], main, tensorflow=False, prints_only=True))

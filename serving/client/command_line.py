@@ -7,8 +7,6 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from gaternet_tf.command import local_path
-from gaternet_tf.errors import UserError
 from serving.client import (
     ClientError,
     GaterNetClient,
@@ -25,9 +23,12 @@ SUFFIXES = (*JPEG_SUFFIXES, ".png", ".bmp", ".gif", ".webp")
 
 def path(text: str) -> str:
     """Is the argparse type of a path, see `gaternet_tf.command.local_path`."""
+    # Imported here, since in any other process than a command it brings TensorFlow.
+    from gaternet_tf.command import local_path
+
     try:
         return local_path(text)
-    except UserError as error:
+    except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 

@@ -20,7 +20,7 @@ PATHS = {
     "export.main": ["workdir", "output_dir", "data_dir", "warmup_images"],
     "serving.server": ["model_base_path"],
 }
-REFUSED = "a path on this machine is required, got '{}'"
+REFUSED = "must be one of this machine, got '{}'"
 
 
 @pytest.mark.parametrize(("command", "names"), PATHS.items())
@@ -34,7 +34,9 @@ def test_other_paths_are_checked_alike(call, capsys):
     for name in ("--tls_ca", "--tls_cert", "--tls_key"):
         with pytest.raises(SystemExit):
             parse_arguments([f"{name}=", "a.png"])
-        assert f"{name}: {REFUSED.format('')}" in capsys.readouterr().err
+        assert (
+            f"{name}: a path {REFUSED.format('')}; is a variable unset?" in capsys.readouterr().err
+        )
     for command in ("train.table", "export.verify"):
         call(command, "").assert_refused(REFUSED.format(""))
     for kind in ("folder", "idx"):

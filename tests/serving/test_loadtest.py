@@ -70,8 +70,8 @@ def test_refused_callers_pause_and_the_flag_is_named(load, monkeypatch, callers,
 def test_no_request_begins_after_the_duration(monkeypatch):
     clock = itertools.count()
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    report = run_load(lambda: None, callers=1, duration=9)
-    assert report["answered"] == 3
+    for duration, answered in ((1, 1), (9, 3), (10, 4)):
+        assert run_load(lambda: None, callers=1, duration=duration)["answered"] == answered
 
 
 def test_percentiles_are_of_the_values():

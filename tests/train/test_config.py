@@ -47,8 +47,8 @@ def test_default_directories_tell_apart_what_is_trained():
         *("runs/cifar10-resnet20-0", "runs/cifar10-resnet20-sparsity_0.5-0"),
         *("runs/cifar10-resnet20-gater_none-0", "runs/cifar10-resnet20-1"),
     ]
-    longer = TrainingConfig(dataset="folder:my/pets", data_dir="elsewhere", epochs=3)
-    assert default_workdir(longer, {}) == "runs/folder-my-pets-resnet20-0"
+    pets = TrainingConfig(dataset="folder:my/pets", data_dir="elsewhere")
+    assert default_workdir(pets, {}) == "runs/folder-my-pets-resnet20-0"
     config = TrainingConfig(**named, sparsity=1.0)
     assert default_workdir(config, named, "open", smoke=True) == "runs/open-smoke-sparsity_1.0-0"
 
@@ -71,6 +71,9 @@ def test_help_needs_no_tensorflow(tmp_path, command):
     }
     for name in expected[command]:
         assert f"--{name}=" in text or f"--[no]{name}\n" in text
-    headings = ["Data", "Network", "Gates", "Optimisation", "Run", "Examples"]
+    headings = {
+        "main": ["Data", "Network", "Gates", "Optimisation", "Run", "Examples"],
+        "sweep": ["Flags", "Examples"],
+    }
     found = [line for line in text.splitlines() if line and line.split() == [line]]
-    assert found == (headings if command == "main" else ["Flags"])
+    assert found == headings.get(command, ["Flags"])

@@ -84,12 +84,12 @@ def test_a_killed_and_a_stopped_run_end_where_an_unbroken_run_ends(train_main, u
 
     interrupted, _ = train_main("broken", "SIGINT", 2 * STEPS + 2)
     assert interrupted.status == 1
-    assert "resuming after epoch 2 and 1 steps\n" in interrupted.out
+    assert "resuming after step 1 of epoch 3\n" in interrupted.out
     assert "saved after step 2 of epoch 3; the same command resumes it" in interrupted.err
 
     resumed, _ = train_main("broken")
     assert resumed.status == 0, resumed.err
-    assert "resuming after epoch 2 and 2 steps\n" in resumed.out
+    assert "resuming after step 2 of epoch 3\n" in resumed.out
     run, (_, whole) = open_run(workdir), unbroken
     assert [record["epoch"] for record in run.metrics()] == [1, 2, 3]
     for ours, theirs in zip(run.load_model().weights, whole.load_model().weights, strict=True):
