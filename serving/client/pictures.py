@@ -23,9 +23,10 @@ def encode(image) -> bytes | PictureError:
         try:
             image = pathlib.Path(image).read_bytes()
         except (OSError, ValueError) as error:
-            if os.path.isdir(image) and os.access(image, os.R_OK):
-                return PictureError("is a directory without pictures")
-            return PictureError(f"cannot be read ({getattr(error, 'strerror', error)})")
+            reason = getattr(error, "strerror", error)
+            if isinstance(error, IsADirectoryError):
+                reason = "a directory without pictures, or one that may not be read"
+            return PictureError(f"cannot be read ({reason})")
     if not isinstance(image, bytes) or image.startswith(b"BM") or image[8:12] == b"WEBP":
         try:
             image = _as_png(image)
