@@ -1,1 +1,1 @@
-"""What this project claims about speed, runnable."""
+"""What this project claims about speed and other networks, runnable."""

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from export.frozen import FrozenNetwork
+from export.frozen import FrozenNetwork, can_be_frozen
 from export.publish import (
     choose_version,
     publish,
@@ -105,12 +105,21 @@ def build_network(
     if half and optimize == "auto":
         print(f"exported as trained, in {half.pop()}: folding would compute in float32")
         optimize = "none"
+    known = can_be_frozen(model)
+    if optimize == "auto" and not known:
+        print(f"exported as trained: not all layers of {run.config['backbone']} can be folded")
+        optimize = "none"
     if optimize == "none":
         return lambda images: model(images, training=False), {"optimize": "none"}
     if half:
         raise UserError(
             f"--optimize={optimize} computes in float32, and the run was trained in {half.pop()}; "
             "give --optimize=none to export it as it was evaluated"
+        )
+    if not known or (optimize == "specialize" and not run.config["backbone"].startswith("resnet")):
+        raise UserError(
+            f"--optimize={optimize} is for networks of convolutions, batch normalisation and sums, "
+            "and 'specialize' for --backbone=resnetD only; give --optimize=none"
         )
     if optimize != "specialize":
         return FrozenNetwork(model), {"optimize": "fold"}

@@ -48,7 +48,6 @@ def settle(model: keras.Model, calibration: Calibration) -> dict[str, Settled]:
     output another convolution reads keeps at least one filter.
     """
     segments = gate_map(model).segments
-    names = {segment.name for segment in segments}
     ends = np.cumsum([segment.channels for segment in segments])[:-1]
     settled = {}
     for segment, off, free in zip(
@@ -58,16 +57,28 @@ def settle(model: keras.Model, calibration: Calibration) -> dict[str, Settled]:
         strict=True,
     ):
         channels = np.flatnonzero(~off)
-        following = dataclasses.replace(segment, convolution=segment.convolution + 1).name
-        reader = following if following in names else None
+        reader = reader_of(model, segment.layer)
         if reader:
             channels = channels if len(channels) else np.array([0])
         elif len(channels):
-            *inputs, filters = model.get_layer(segment.name).convolution.kernel.shape
+            *inputs, filters = model.get_layer(segment.layer).kernel.shape
             if (filters - len(channels)) * math.prod(inputs) <= len(channels) * filters:
                 channels = np.arange(filters)
-        settled[segment.name] = Settled(channels, ~off[channels], free[channels], reader)
+        settled[segment.layer] = Settled(channels, ~off[channels], free[channels], reader)
     return settled
+
+
+def reader_of(model: keras.Model, name: str) -> str | None:
+    """Returns the convolution that reads a convolution's output; None if a sum does."""
+    tensors = {model.get_layer(name).output}
+    for layer in model.layers:
+        if tensors & set(keras.tree.flatten(layer.input)):
+            if isinstance(layer, keras.layers.Conv2D):
+                return layer.name
+            if isinstance(layer, keras.layers.Add):
+                return None
+            tensors |= set(keras.tree.flatten(layer.output))
+    return None
 
 
 class SpecializedNetwork:

@@ -37,7 +37,7 @@ if not _runs_a_command():
             raise ImportError(wrong_backend.format(keras.backend.backend()))
         from gaternet_tf import callbacks, layers, losses, models
         from gaternet_tf.errors import UserError
-        from gaternet_tf.models import GateMap, build_gaternet, gate_map
+        from gaternet_tf.models import GateMap, build_gaternet, gate_map, gate_model
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
         if package in ("jax", "torch", "openvino"):
@@ -57,6 +57,7 @@ __all__ = [
     "build_gaternet",
     "callbacks",
     "gate_map",
+    "gate_model",
     "layers",
     "losses",
     "models",

@@ -12,7 +12,7 @@ from gaternet_tf.data import Dataset, evaluation_batches, open_dataset
 from gaternet_tf.documents import write_json
 from gaternet_tf.errors import UserError
 from gaternet_tf.losses import SmoothedCrossentropy
-from gaternet_tf.macs import gate_macs, layer_macs
+from gaternet_tf.macs import macs_of
 from gaternet_tf.models import gate_map
 from gaternet_tf.runs import open_run
 
@@ -26,8 +26,7 @@ class Evaluator:
 
     def __init__(self, model: keras.Model):
         self.segments = gate_map(model).segments
-        self.macs = sum(layer_macs(model).values())
-        self.gate_macs = gate_macs(model)
+        self.macs = macs_of(model)
         self._forward = tf.function(
             lambda images: model(images, training=False), reduce_retracing=True
         )
@@ -43,15 +42,16 @@ class Evaluator:
         Returns:
           `accuracy`, `loss` (mean over images), `images`, and for a gated model the
           numbers of `gates_always_on`, `gates_always_off` and `gates_input_dependent` over these
-          images, `gate_rate` (share of gates on), the same by stage as `gate_rate_stageN`, and
+          images, `gate_rate` (share of gates on), and
           `gates_on_min`, `gates_on_mean`, `gates_on_max` (gates on per image, of `gates`). `macs`
-          are the multiply-accumulates of an image, `macs_on` their mean without off filters, see
-          `gaternet_tf.macs`.
+          are the multiply-accumulates of an image, `macs_on` their mean without what off gates
+          save, see `gaternet_tf.macs`.
         """
         loss = loss or SmoothedCrossentropy()
         correct, total_loss, images = 0, 0.0, 0
         on_per_image: list[int] = []
-        on_per_gate = np.zeros(len(self.gate_macs), np.int64)
+        on_per_gate = np.zeros(sum(segment.channels for segment in self.segments), np.int64)
+        macs_on = 0
         for batch, labels in batches:
             outputs = self._forward(batch)
             logits = outputs["logits"]
@@ -62,17 +62,17 @@ class Evaluator:
                 on = np.asarray(outputs["gates"]) > 0
                 on_per_image.extend(on.sum(axis=1))
                 on_per_gate += on.sum(axis=0)
+                macs_on += int(self.macs(on).sum())
         result = {
             "accuracy": correct / images,
             "loss": total_loss / images,
             "images": images,
-            "macs": self.macs,
-            "macs_on": float(self.macs),
+            "macs": self.macs.total,
+            "macs_on": float(self.macs.total),
         }
         if self.segments:
             always_on = int(np.sum(on_per_gate == images))
             always_off = int(np.sum(on_per_gate == 0))
-            rates = on_per_gate / images
             result |= {
                 "gates": len(on_per_gate),
                 "gate_rate": float(np.mean(on_per_image) / len(on_per_gate)),
@@ -82,14 +82,8 @@ class Evaluator:
                 "gates_on_min": int(min(on_per_image)),
                 "gates_on_mean": float(np.mean(on_per_image)),
                 "gates_on_max": int(max(on_per_image)),
-                "macs_on": self.macs - float(self.gate_macs @ (1 - rates)),
+                "macs_on": macs_on / images,
             }
-            stages = np.repeat(
-                [segment.stage for segment in self.segments],
-                [segment.channels for segment in self.segments],
-            )
-            for stage in np.unique(stages):
-                result[f"gate_rate_stage{stage}"] = float(rates[stages == stage].mean())
         return result
 
 

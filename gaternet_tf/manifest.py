@@ -7,11 +7,11 @@ import keras
 
 from gaternet_tf.documents import read_json, sha256, write_json
 from gaternet_tf.errors import UserError
-from gaternet_tf.macs import gate_macs, layer_macs
+from gaternet_tf.macs import macs_of
 from gaternet_tf.models import gate_map
 from gaternet_tf.runs import RunDirectory, git_commit, package_versions
 
-FORMAT = "gaternet-export-2"
+FORMAT = "gaternet-export-3"
 PLACE = pathlib.PurePath("assets.extra") / "gaternet.json"
 """Where a version holds its manifest."""
 
@@ -29,7 +29,7 @@ def write_manifest(
       record: JSON-ready; how the exported graph was made (`optimize`, `compared`, ...).
     """
     document = run.document
-    gates = gate_map(model)
+    gates, macs = gate_map(model), macs_of(model)
     manifest = {
         "format": FORMAT,
         "model": name,
@@ -49,7 +49,7 @@ def write_manifest(
         "preprocessing": document["preprocessing"],
         "gates": {"count": len(gates), "segments": gates.to_rows()},
         # Of the trained network, before anything was left out; see gaternet_tf.macs.
-        "macs": {"total": sum(layer_macs(model).values()), "gates": gate_macs(model).tolist()},
+        "macs": {"total": macs.total, "products": macs.to_rows()},
         "export": {"git_commit": git_commit(), "versions": package_versions(), **record},
         "sha256": checksums(directory),
     }

@@ -26,7 +26,7 @@ from gaternet_tf.errors import UserError
 if TYPE_CHECKING:
     from gaternet_tf.data import Preprocessing
 
-FORMAT = "gaternet-run-1"
+FORMAT = "gaternet-run-2"
 
 
 class RunDirectory:
@@ -202,7 +202,7 @@ def _require_run(run, flag):
     if not is_run(run.path):
         raise UserError(
             f"{flag} must be a directory that train.main wrote, with a config.json of format "
-            f"{FORMAT}, and '{run.path}' is none"
+            f"{FORMAT}, and '{run.path}' is none; runs of earlier versions must be trained again"
         )
 
 

@@ -5,10 +5,12 @@ import numpy as np
 from gaternet_tf.analysis.record import GateRecord, pack
 from gaternet_tf.analysis.separation import separate
 from gaternet_tf.analysis.statistics import count, statistics_of
+from gaternet_tf.macs import Macs, Product
 from gaternet_tf.models.gate_map import GateMap, GateSegment
 
-TWO_UNITS = GateMap([GateSegment(1, 1, 2, 4), GateSegment(2, 1, 2, 3)])
-SIX_UNITS = GateMap([GateSegment(stage, unit, 2, 4) for stage in (1, 2) for unit in (1, 2, 3)])
+TWO_UNITS = GateMap([GateSegment("a_conv", "a", 4), GateSegment("b_conv", "b", 3)])
+UNITS = [f"stage{stage}_unit{unit}" for stage in (1, 2) for unit in (1, 2, 3)]
+SIX_UNITS = GateMap([GateSegment(f"{unit}_conv2", unit, 4) for unit in UNITS])
 CLASSES = ("cat", "dog & $\\frac$ <b>", "</script><script>alert(1)</script>")
 IMAGES = 80
 
@@ -24,13 +26,17 @@ def record_of(gates, labels=None, predictions=None, gate_map=TWO_UNITS, classes=
         confidences=np.ones(len(gates), np.float32),
         gate_map=gate_map,
         classes=list(classes),
-        macs=1000,
-        gate_macs=np.full(len(gate_map), 10),
+        macs=Macs(
+            [
+                Product("plain", 1000 - 10 * len(gate_map), 1, 1),
+                Product("gated", 10, 1, (0, len(gate_map))),
+            ]
+        ),
     )
 
 
 def planted_gates():
-    """Gates of 80 images: unit 1 of stage 1 never runs, the last unit knows the first class."""
+    """Gates of 80 images: the first unit never runs, the last unit knows the first class."""
     gates = np.random.default_rng(1).random((IMAGES, 24)) < 0.5
     gates[:, :4] = False
     gates[:, 20:] = (np.arange(IMAGES) % 3 == 0)[:, None]

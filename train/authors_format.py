@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from gaternet_tf.errors import UserError
-from gaternet_tf.layers import GatedConv2D
+from gaternet_tf.models import gate_map
 
 BACKBONE = "backbone_state_dict"
 GATER = "gater_state_dict"
@@ -75,12 +75,12 @@ def tensors(model: keras.Model) -> Iterator[Tensor]:
     """
     check_representable(model)
     for layer in model.layers:
-        if isinstance(layer, GatedConv2D):
+        if isinstance(layer, keras.layers.Conv2D):
             part, convolution, normalization = _places(layer.name)
-            yield Tensor(layer.convolution.kernel, part, f"{convolution}.weight", CONV_AXES)
+            yield Tensor(layer.kernel, part, f"{convolution}.weight", CONV_AXES)
+            normalize = model.get_layer(f"{layer.name}_bn")
             for ours, theirs in NORMALIZATION.items():
-                variable = getattr(layer.normalization, ours)
-                yield Tensor(variable, part, f"{normalization}.{theirs}")
+                yield Tensor(getattr(normalize, ours), part, f"{normalization}.{theirs}")
         elif isinstance(layer, keras.layers.Dense):
             part, name = DENSE[layer.name]
             shift = THRESHOLD if layer.name == "gater_fc2" else 0.0
@@ -97,7 +97,7 @@ def check_representable(model: keras.Model) -> None:
         problem = "has a gater head with batch normalisation (train with --nohead_batch_norm)"
     elif "stage1_unit1_conv3" in names or "gater_stage1_unit1_conv3" in names:
         problem = "has bottleneck units of three convolutions"
-    elif model.get_layer("gate_split").segments[0]["convolution"] != 2:
+    elif gate_map(model)[0].layer != "stage1_unit1_conv2":
         problem = "gates every convolution (--gated_convs=all)"
     else:
         return

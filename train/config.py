@@ -67,6 +67,12 @@ class TrainingConfig:
         "crop; default: the dataset's, 256 for imagenet2012.",
         at_least=0,
     )
+    normalize: bool = setting(
+        DATA,
+        True,
+        "Whether pictures are normalised: as the backbone's weights require, where that is known, "
+        "else by the dataset's mean and deviation. --nonormalize gives pixels from 0 to 255.",
+    )
     crop_padding: int | None = setting(
         DATA,
         None,
@@ -95,16 +101,23 @@ class TrainingConfig:
     backbone: str = setting(
         NETWORK,
         "resnet20",
-        "Network that classifies: a ResNet of any legal depth, such as resnet20, resnet56, "
-        "resnet164.",
+        "Network that classifies: resnetD for small images (resnet20, resnet164, any legal depth), "
+        "imagenet-resnetD (18, 34, 50, 101, 152), densenet-bc-DEPTH-GROWTH, keras:NAME for a CNN "
+        "of keras.applications, such as keras:MobileNetV2, or a .keras file.",
     )
-    width: int = setting(
-        NETWORK, 16, "Base channels of the backbone; the paper's have 16.", at_least=1
+    weights: str | None = setting(
+        NETWORK,
+        None,
+        "The backbone's weights at the start: 'imagenet' for keras:NAME, the file of another "
+        "network with the same layers (.keras, such as a run's model.keras, or for keras:NAME "
+        ".weights.h5), or 'none' for new weights of a .keras file; default: new ones, of a .keras "
+        "file its own. The pictures are normalised as these weights require.",
     )
+    width: int = setting(NETWORK, 16, "Base channels of resnetD; the paper's have 16.", at_least=1)
     attention: str = setting(
         NETWORK,
         "none",
-        "'se' scales channels by squeeze-and-excitation instead of gates; needs --gater=none.",
+        "'se' scales the channels of resnetD by squeeze-and-excitation; needs --gater=none.",
         choices=("none", "se"),
     )
     init_from: str | None = setting(
@@ -119,11 +132,17 @@ class TrainingConfig:
         "resnet20",
         "Network that gates the backbone, named alike; 'none' for the plain backbone.",
     )
+    gater_size: int = setting(
+        GATES,
+        0,
+        "Side in pixels to which the gater's pictures are scaled; 0: the backbone's.",
+        at_least=0,
+    )
     gated_convs: str = setting(
         GATES,
         "last",
-        "Which convolutions of a residual unit are gated; the paper's are the last.",
-        choices=("last", "all"),
+        "Which convolutions are gated: the 'last' of each branch that a sum or a concatenation "
+        "ends, as in the paper, 'all', or a regular expression of names that train.summary shows.",
     )
     sparsity: float = setting(
         GATES, 0.1, "Weight lambda of the sparsity loss lambda * ||g||_1 / c.", at_least=0
@@ -188,6 +207,12 @@ class TrainingConfig:
         at_least=0,
         below=1,
     )
+    freeze_backbone_epochs: int = setting(
+        OPTIMISATION,
+        0,
+        "First epochs in which only the gater and the classifier are trained.",
+        at_least=0,
+    )
     select: str = setting(
         OPTIMISATION,
         "best",
@@ -231,7 +256,7 @@ class TrainingConfig:
           UserError: naming the flag, what it was and what it may be.
         """
         from gaternet_tf.errors import UserError
-        from gaternet_tf.models import NO_GATER, resnet_spec
+        from gaternet_tf.models import NO_GATER, find_backbone
 
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -256,9 +281,14 @@ class TrainingConfig:
                 "--strategy=multi_worker runs one step at a time, uncompiled; leave out "
                 "--jit_compile and --steps_per_execution"
             )
-        resnet_spec(self.backbone, self.width)
+        if self.weights and self.init_from:
+            raise UserError(
+                "--init_from has the weights of the whole network, and --weights those of its "
+                "backbone; leave one out"
+            )
+        find_backbone(self.backbone, self.width, self.attention)
         if self.gater != NO_GATER:
-            resnet_spec(self.gater)
+            find_backbone(self.gater)
 
 
 GATE_SETTINGS = tuple(

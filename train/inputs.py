@@ -1,7 +1,10 @@
 """From settings to the dataset of a run, its preprocessing and its augmentation."""
 
 import dataclasses
+import os
 from typing import Any
+
+import keras
 
 from gaternet_tf.data import (
     Augmentation,
@@ -12,6 +15,9 @@ from gaternet_tf.data import (
     open_dataset,
 )
 from gaternet_tf.errors import UserError
+from gaternet_tf.models import find_backbone
+from gaternet_tf.models.backbones import load_plain
+from gaternet_tf.runs import RunDirectory, is_run
 from train.config import TrainingConfig
 
 SMALL_SET = 200_000
@@ -53,11 +59,38 @@ def choose_preprocessing(config: TrainingConfig, dataset: Dataset) -> Preprocess
             f"--resize must be 0 or at least the {max(height, width)} pixels that are cut out "
             f"afterwards (--image_size), got {resize}"
         )
+    own = normalization_of_weights(config)
+    if own:
+        channels = len(own[0])
+    if not config.normalize:
+        own = (0.0,) * channels, (1 / 255,) * channels
     raw = Preprocessing(
         height, width, channels, mean=(0.0,) * channels, std=(1.0,) * channels, resize=resize
     )
-    mean, std = dataset.defaults.statistics or channel_statistics(dataset, raw)
+    mean, std = own or dataset.defaults.statistics or channel_statistics(dataset, raw)
     return dataclasses.replace(raw, mean=mean, std=std)
+
+
+def normalization_of_weights(config: TrainingConfig) -> tuple[tuple, tuple] | None:
+    """Returns mean and standard deviation that the backbone's weights require, or None.
+
+    Those of a run's model.keras are the run's, those of keras.applications Keras' own.
+    """
+    for file in (config.weights, config.backbone):
+        if file and is_run(os.path.dirname(file)):
+            preprocessing = RunDirectory(os.path.dirname(file)).preprocessing
+            return preprocessing.mean, preprocessing.std
+    if config.backbone.endswith(".keras"):
+        network = load_plain(config.backbone)
+        if isinstance(network.layers[1], keras.layers.Rescaling | keras.layers.Normalization):
+            # It scales pixels itself.
+            channels = network.inputs[0].shape[-1]
+            return (0.0,) * channels, (1 / 255,) * channels
+    values = find_backbone(config.backbone, config.width, config.attention).normalization
+    if values is None:
+        return None
+    mean, std = (tuple(value / 255.0 for value in part) for part in values)
+    return mean, std
 
 
 def choose_augmentation(config: TrainingConfig, dataset: Dataset) -> Augmentation:

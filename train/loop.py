@@ -46,7 +46,7 @@ from train.inputs import (
     open_training_data,
     steps_of_epoch,
 )
-from train.recipe import build_and_compile, count_parameters, with_targets
+from train.recipe import build_and_compile, count_parameters, freeze_backbone, with_targets
 
 EVALUATION_BATCH = 250
 COLLAPSE_IMAGES = 1_000
@@ -149,8 +149,15 @@ class Training:
         with self.strategy.scope():
             self.checkpoints = Checkpoints(self.run, self.model, self.best, self.steps)
         self.evaluator = Evaluator(self.model)
+        self.trainable = {layer.name: layer.trainable for layer in self.model.layers}
         self.bar = ProgressBar(config.epochs)
         stack.callback(self.bar.close)
+
+    def _describe_pictures(self):
+        pictures = self.preprocessing
+        mean, std = (", ".join(f"{v:.3g}" for v in part) for part in (pictures.mean, pictures.std))
+        size = " x ".join(map(str, pictures.shape))
+        return f"pictures {size}, from 0 to 1 minus {mean}, divided by {std}"
 
     def _take_weights(self, workdir):
         """Starts from the weights of a finished run.
@@ -217,6 +224,7 @@ class Training:
             f"'{dataset.train_split}' train, {dataset.validation_images} validate, "
             f"{dataset.size(dataset.test_split)} of '{dataset.test_split}' test "
             f"({dataset.builder.data_dir}); classes: {some_labels(dataset.labels)}\n"
+            f"{self._describe_pictures()}\n"
             f"{config.epochs} epochs of {self.steps} steps, batch {config.batch_size} on "
             f"{self.replicas} replica{'s' if self.replicas > 1 else ''}, into {self.run.path}",
             flush=True,
@@ -252,13 +260,19 @@ class Training:
             if first_step:
                 self._fit_epochs(range(first_epoch, first_epoch + 1), first_step)
                 first_epoch += 1
-            if first_epoch < self.config.epochs:
-                self._fit_epochs(range(first_epoch, self.config.epochs))
+            frozen = self.config.freeze_backbone_epochs
+            for begin, end in ((0, frozen), (frozen, self.config.epochs)):
+                epochs = range(max(begin, first_epoch), min(end, self.config.epochs))
+                if epochs:
+                    self._fit_epochs(epochs)
         finally:
             for number in caught:
                 signal.signal(number, before[number])
 
     def _fit_epochs(self, epochs, first_step=0):
+        if self.config.freeze_backbone_epochs:
+            frozen = epochs.start < self.config.freeze_backbone_epochs
+            freeze_backbone(self.model, self.trainable, frozen)
         batches = training_batches(
             self.dataset,
             self.preprocessing,
@@ -337,6 +351,8 @@ class Training:
             "selected_epoch": selected,
             "seconds": round(time.monotonic() - started, 1),
         }
+        if self.config.freeze_backbone_epochs:
+            freeze_backbone(self.model, self.trainable, frozen=False)
         self.run.save_model(self.model)
         self._save_pictures()
         self.run.write_result(result)

@@ -1,11 +1,13 @@
 """From settings to a compiled model: network, losses, weight decay, optimizer and its schedule."""
 
+from collections.abc import Mapping
+
 import keras
 import numpy as np
 from keras import ops
 
 from gaternet_tf.losses import GateRate, SmoothedCrossentropy, SparsityLoss
-from gaternet_tf.models import build_gaternet
+from gaternet_tf.models import GATER_PREFIX, build_gaternet
 from train.config import TrainingConfig
 
 DECAY_AT = (0.5, 0.75)
@@ -45,6 +47,8 @@ def build_and_compile(
         width=config.width,
         attention=config.attention,
         gate_bias=config.gate_bias,
+        gater_size=config.gater_size or None,
+        weights=config.weights,
     )
     set_weight_decay(model, config.weight_decay)
     compile_model(
@@ -56,6 +60,22 @@ def build_and_compile(
         config.steps_per_execution,
     )
     return model
+
+
+def freeze_backbone(model: keras.Model, trainable: Mapping[str, bool], frozen: bool) -> None:
+    """Lets only the gater and the classifier be trained, or again what could be at first.
+
+    A frozen batch normalisation is that of inference.
+
+    Args:
+      model: compiled.
+      trainable: whether each layer could be trained at first, by its name.
+      frozen: whether the backbone is to be left alone.
+    """
+    for layer in model.layers:
+        is_backbone = not layer.name.startswith((GATER_PREFIX, "logits"))
+        layer.trainable = trainable[layer.name] and not (frozen and is_backbone)
+    model.make_train_function(force=True)
 
 
 def learning_rate_schedule(config: TrainingConfig, steps_per_epoch: int):

@@ -10,7 +10,7 @@ from train.command import define_settings
 FLAGS = flags.FLAGS
 
 NETWORK = ["backbone", "width", "gater", "attention", "gated_convs", "bottleneck"]
-NETWORK += ["head_batch_norm"]
+NETWORK += ["head_batch_norm", "gater_size"]
 define_settings(*NETWORK)
 flags.DEFINE_integer("image_size", 32, "Side of the pictures in pixels.", lower_bound=1)
 flags.DEFINE_integer("channels", 3, "Channels of the pictures.", lower_bound=1)
@@ -47,6 +47,7 @@ def print_summary():
     else:
         shape = (FLAGS.image_size, FLAGS.image_size, FLAGS.channels)
         settings: dict[str, Any] = {name: FLAGS[name].value for name in NETWORK}
+        settings["gater_size"] = settings["gater_size"] or None
         rows = summary_rows(
             build_gaternet(input_shape=shape, num_classes=FLAGS.classes, **settings)
         )

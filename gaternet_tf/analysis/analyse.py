@@ -69,7 +69,7 @@ def analyse(
         "labels": record.labels,
         "predictions": record.predictions,
         "confidences": record.confidences,
-        "gate_macs": record.gate_macs,
+        "macs": counts.macs_per_image,
         "sample": sample,
         "points": points,
         "shown": images,

@@ -58,7 +58,6 @@ def collect(
         gate_map=network.gate_map,
         classes=network.labels,
         macs=network.macs,
-        gate_macs=network.gate_macs,
     )
     return record, strongest.images
 

@@ -20,11 +20,11 @@ CLASS_COLOURS = (
 CLASS_MARKERS = "os^Dv"
 """With the colours, they distinguish 50 classes."""
 LONGEST_NAME = 24
-"""Letters of a class name in a figure; tables hold it whole."""
+"""Letters of a class' or a unit's name in a figure; tables hold it whole."""
 UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 """Unicode categories of characters that cannot be drawn."""
-NAMED_UNITS = 20
-"""Of more residual units, a figure of ordinary width names the stages only."""
+NAMED_UNITS = 30
+"""Names of units that have room below a figure of ordinary width."""
 ANNOTATED_CLASSES = 40
 """Rows of a heat map with numbers in its cells."""
 HEAT = LinearSegmentedColormap.from_list("heat", ["#f7fbff", "#08306b"])
@@ -117,24 +117,29 @@ def heat_map(canvas, values, texts, classes, label):
     return axes, annotated
 
 
-def tick_units(axes, units, first, every):
-    """Names every unit, from the place `first` on, or else the stages."""
+def name_columns(axes, places, names):
+    """Names columns below the axes, upright if names are long, for which the figure grows."""
+    names = [shown_name(name) for name in names]
+    longest = max(map(len, names))
+    axes.set_xticks(places, names, rotation=90 if longest > 2 else 0)
+    literally(axes.get_xticklabels())
+    width, height = axes.figure.get_size_inches()
+    axes.figure.set_size_inches(width, height + 0.07 * longest)
+
+
+def name_units(axes, units, first, most=NAMED_UNITS):
+    """Draws a tick for each unit, from the place `first` on, and at most `most` names."""
     places = np.arange(first, first + len(units))
-    if every:
-        names = [f"{unit['stage']}.{unit['unit']}" for unit in units]
-        axes.set_xticks(places, names, fontsize=8 if len(units) <= NAMED_UNITS else 6.5)
-        axes.set_xlabel("residual unit (stage.unit)")
-        return
-    stages = np.array([unit["stage"] for unit in units])
-    # Else a unit at the place of its stage's name would have no tick.
-    axes.xaxis.remove_overlapping_locs = False
+    every = -(-len(units) // most)
+    name_columns(axes, places[::every], [spaced(unit["name"]) for unit in units[::every]])
+    axes.tick_params(axis="x", labelsize=8)
     axes.set_xticks(places, minor=True)
-    axes.set_xticks(
-        [places[stages == stage].mean() for stage in np.unique(stages)],
-        [f"stage {stage}" for stage in np.unique(stages)],
-    )
-    axes.tick_params(axis="x", which="major", length=0, pad=6)
-    axes.set_xlabel("residual unit, a tick for each")
+    axes.set_xlabel("unit" if every == 1 else f"unit, 1 in {every} named")
+
+
+def spaced(name: str) -> str:
+    """Returns the name of a unit or layer as people read it."""
+    return name.replace("_", " ")
 
 
 def bars(histogram, xlabel, ylabel, lines=(), step=1, unit=1):

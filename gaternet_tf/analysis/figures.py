@@ -18,8 +18,10 @@ from gaternet_tf.analysis.drawing import (
     class_style,
     heat_map,
     literally,
+    name_columns,
+    name_units,
     shown_name,
-    tick_units,
+    spaced,
     write_csv,
 )
 
@@ -138,13 +140,7 @@ def _confusion(document, arrays):
         if not annotated:
             canvas.set_size_inches(6.4, 5.4)
         else:
-            names = [shown_name(name) for name in classes]
-            axes.set_xticks(
-                range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0
-            )
-            literally(axes.get_xticklabels())
-            width, height = canvas.get_size_inches()
-            canvas.set_size_inches(width, height + 0.07 * max(map(len, names)))
+            name_columns(axes, range(len(classes)), classes)
         axes.set(xlabel="predicted class", ylabel="class")
 
     wrong = counts * (1 - np.eye(len(classes), dtype=np.int64))
@@ -186,28 +182,25 @@ def _kinds_by_unit(units):
                 edgecolor="white",
             )
             bottom += shares[kind]
-        for number in range(1, len(units)):
-            if units[number]["stage"] != units[number - 1]["stage"]:
-                axes.axvline(number + 0.5, color="black", linewidth=0.8, linestyle=":")
         axes.set(
             ylabel="share of the unit's gates, %",
             xlim=(0.4, len(units) + 0.6),
             ylim=(0, 100),
         )
-        tick_units(axes, units, first=1, every=len(units) <= NAMED_UNITS)
+        name_units(axes, units, first=1)
         canvas.legend(loc="outside upper center", ncols=3, frameon=False)
 
     dependent = shares["input_dependent"]
     most = int(dependent.argmax())
     return Figure(
         "gate_kinds_by_unit",
-        "Gates of each residual unit",
-        "Each bar is a residual unit, the first one at the left. Blue is the share of its gates "
-        "that are on for every image, grey the share that are off for every image, and orange the "
-        "share that depend on the image. Dotted: a new stage.",
-        f"Stacked bars of {len(units)} residual units. Input-dependent are {dependent[0]:.0f} % of "
+        "Gates of each unit",
+        "Each bar is a unit of the network, the first one at the left. Blue is the share of its "
+        "gates that are on for every image, grey the share that are off for every image, and "
+        "orange the share that depend on the image.",
+        f"Stacked bars of {len(units)} units. Input-dependent are {dependent[0]:.0f} % of "
         f"the first unit's gates, {dependent[-1]:.0f} % of the last one's, and most, "
-        f"{dependent[most]:.0f} %, in {units[most]['name'].replace('_', ' ')}.",
+        f"{dependent[most]:.0f} %, in {spaced(units[most]['name'])}.",
         [
             ["unit", "gates", *KINDS],
             *([unit["name"], unit["total"], *(unit[kind] for kind in KINDS)] for unit in units),
@@ -340,8 +333,8 @@ def _rate_by_class(document):
     def draw(canvas):
         texts = [[f"{value:.0f}" for value in row] for row in percent]
         axes, annotated = heat_map(canvas, percent, texts, classes, "gates on, %")
-        every = annotated or len(names) <= NAMED_UNITS
-        tick_units(axes, document["units"], first=0, every=every)
+        # With numbers in its cells the map has room for all names.
+        name_units(axes, document["units"], 0, len(names) if annotated else NAMED_UNITS)
         axes.set_ylabel("class")
 
     apart = np.nanmax(percent, axis=0) - np.nanmin(percent, axis=0)
@@ -349,11 +342,11 @@ def _rate_by_class(document):
     return Figure(
         "gate_rate_by_class",
         "Gates on by class and unit",
-        "Each row is a class, each column a residual unit (stage.unit); the numbers are the share "
-        "of the unit's gates that are on for images of the class, in per cent, and the darker, the "
-        "more. Where they change down a column, the unit works differently for different classes.",
-        f"Heat map of {len(classes)} classes and {len(names)} residual units. Classes differ most "
-        f"in {names[most].replace('_', ' ')}, by up to {apart[most]:.1f} percentage points.",
+        "Each row is a class, each column a unit of the network; the numbers are the share of the "
+        "unit's gates that are on for images of the class, in per cent, and the darker, the more. "
+        "Where they change down a column, the unit works differently for different classes.",
+        f"Heat map of {len(classes)} classes and {len(names)} units. Classes differ most in "
+        f"{spaced(names[most])}, by up to {apart[most]:.1f} percentage points.",
         [
             ["class", *names],
             *(
@@ -395,8 +388,8 @@ def _macs_per_image(document):
         "Multiply-accumulates without off filters",
         f"Each bar counts the images for which so many of the full network's "
         f"{macs['total'] / unit:.2f} million multiply-accumulates are left if filters that are off "
-        "are not computed; the gater's own are included. Dashed: the mean. This is theory: "
-        "training and the plain export compute all of them.",
+        "are neither computed nor read; the gater's own are included. Dashed: the mean. This is "
+        "theory: training and the plain export compute all of them.",
         f"Histogram: {left['min'] / unit:.2f} to {left['max'] / unit:.2f} million of "
         f"{macs['total'] / unit:.2f} million, {left['mean'] / unit:.2f} on average.",
         _bins(macs["histogram"], "images"),

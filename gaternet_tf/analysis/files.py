@@ -6,7 +6,7 @@
   `numpy.unpackbits(arrays["gates"], axis=1, count=GATES, bitorder="little")` unpacks them
 - `labels`, `predictions`: int32 [images]
 - `confidences`: float32 [images], probability of the predicted class
-- `gate_macs`: int64 [gates], multiply-accumulates that each gate saves when it is off
+- `macs`: int64 [images], multiply-accumulates without what the gates that are off save
 - `sample`: int64 [n], images in the t-SNE picture, ascending
 - `points`: float32 [n, 2], their places; [0, 2] if there is no such picture
 - `shown`: int64 [m], images with a thumbnail, ascending
@@ -22,7 +22,7 @@ from gaternet_tf.documents import read_json, write_json
 from gaternet_tf.errors import UserError
 from gaternet_tf.runs import require_new, require_writable
 
-FORMAT = "gaternet-analysis-3"
+FORMAT = "gaternet-analysis-4"
 ARRAYS = "gates.npz"
 DOCUMENT = "analysis.json"
 

@@ -6,12 +6,11 @@ import pathlib
 from collections.abc import Callable
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from gaternet_tf.data import Preprocessing
 from gaternet_tf.errors import UserError
-from gaternet_tf.macs import gate_macs, layer_macs
+from gaternet_tf.macs import Macs, macs_of
 from gaternet_tf.manifest import read_manifest
 from gaternet_tf.models import gate_map
 from gaternet_tf.models.gate_map import GateMap
@@ -30,7 +29,7 @@ class Network:
       gate_map, labels, preprocessing: of the network.
       config: the settings of its run.
       dataset: what the run recorded of its dataset.
-      macs, gate_macs: see `gaternet_tf.macs`.
+      macs: multiply-accumulates of an image by its gates, see `gaternet_tf.macs`.
       training: the record of each epoch; empty for an export.
       source: JSON-ready facts about the network's origin.
     """
@@ -42,8 +41,7 @@ class Network:
     preprocessing: Preprocessing
     config: dict
     dataset: dict
-    macs: int
-    gate_macs: np.ndarray
+    macs: Macs
     training: list[dict]
     source: dict
 
@@ -78,8 +76,7 @@ def network_of_run(workdir: str | os.PathLike) -> Network:
         preprocessing=preprocessing,
         config=run.config,
         dataset=dataset,
-        macs=sum(layer_macs(model).values()),
-        gate_macs=gate_macs(model),
+        macs=macs_of(model),
         training=run.metrics(),
         source={
             "kind": "run",
@@ -124,8 +121,7 @@ def network_of_export(version_dir: str | os.PathLike) -> Network:
         preprocessing=Preprocessing.from_dict(manifest["preprocessing"]),
         config=config,
         dataset=manifest["dataset"],
-        macs=manifest["macs"]["total"],
-        gate_macs=np.array(manifest["macs"]["gates"], np.int64),
+        macs=Macs.from_rows(manifest["macs"]["products"]),
         training=[],
         source={
             "kind": "export",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gaternet_tf.macs import Macs
 from gaternet_tf.models.gate_map import GateMap
 
 
@@ -13,7 +14,7 @@ class GateRecord:
     """Gates, labels and predictions of all images of a split, in stored order.
 
     For the arrays see `files`; `packed` are its `gates`. `classes` are the names of the classes,
-    `macs` the multiply-accumulates of an image with all filters, including the gater's.
+    `macs` the multiply-accumulates of an image by its gates, including the gater's.
     """
 
     packed: np.ndarray
@@ -22,8 +23,7 @@ class GateRecord:
     confidences: np.ndarray
     gate_map: GateMap
     classes: Sequence[str]
-    macs: int
-    gate_macs: np.ndarray
+    macs: Macs
 
     @property
     def images(self) -> int:

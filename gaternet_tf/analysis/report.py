@@ -11,7 +11,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from gaternet_tf.analysis.drawing import class_style, heat_colours, write_csv
+from gaternet_tf.analysis.drawing import class_style, heat_colours, spaced, write_csv
 from gaternet_tf.analysis.figures import figures_of, rates_by_class, write_figure
 
 REPORT = "report.html"
@@ -20,7 +20,7 @@ QUALITY = 80
 TABLE_COLUMNS = {
     "classes": ("class", "images", "min", "max", "mean", "std"),
     "characteristic": (
-        *("class", "gate", "stage", "unit", "convolution", "channel"),
+        *("class", "gate", "layer", "unit", "channel"),
         *("mutual_information", "rate_in_class", "rate_elsewhere"),
     ),
 }
@@ -56,7 +56,7 @@ def draw(document: dict, arrays: dict[str, np.ndarray], directory: str | os.Path
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": lambda value: f"{100 * value:.1f} %"}
+    environment.filters |= {"percent": lambda value: f"{100 * value:.1f} %", "spaced": spaced}
     atlas = _atlas(arrays["thumbnails"])
     text = environment.get_template("report.html.jinja").render(
         document=document,
@@ -95,10 +95,12 @@ def headlines(document: dict) -> list[str]:
         f"(standard deviation {on['std']:.1f}); the images have "
         f"{document['distinct_gate_vectors']:,} different gate vectors.",
     ]
-    never = [unit["name"].replace("_", " ") for unit in document["units"] if unit["never_runs"]]
-    if never:
-        units = "1 unit never runs" if len(never) == 1 else f"{len(never)} units never run"
-        sentences.append(f"The branch of {units}: {', '.join(never)}.")
+    off = [spaced(row["name"]) for row in document["units"] if row["last_layer_off"] == images]
+    if off:
+        units = "unit is" if len(off) == 1 else "units are"
+        sentences.append(
+            f"The last gated layer of {len(off)} {units} off for every image: {', '.join(off)}."
+        )
     total, left = document["macs"]["total"], document["macs"]["without_off_filters"]["mean"]
     sentences.append(
         f"In theory, leaving out the filters that are off leaves {left / 1e6:.2f} of "
@@ -116,11 +118,11 @@ def headlines(document: dict) -> list[str]:
 
 
 def write_tables(document: dict, directory: pathlib.Path) -> None:
-    """Writes units.csv, convolutions.csv, classes.csv, characteristic.csv, changed_pictures.csv."""
+    """Writes units.csv, layers.csv, classes.csv, characteristic.csv, changed_pictures.csv."""
     classes = document["classes"]
     tables = {
         "units": document["units"],
-        "convolutions": document["convolutions"],
+        "layers": document["layers"],
         "classes": [
             {"class": name, **row}
             for name, row in zip(classes, document["gates_on"]["by_class"], strict=True)

@@ -27,15 +27,16 @@ class Counts:
       on: int64 [gates], number of images that each gate is on for.
       on_by_class: int32 [classes, gates], the same for the images of each class.
       on_per_image: int64 [images], gates on.
-      macs_per_image: float64 [images], multiply-accumulates without off filters.
-      skipped: {(stage, unit): number of images for which the unit's branch is off}.
+      macs_per_image: int64 [images], multiply-accumulates without what off gates save.
+      last_layer_off: number of images for which all gates of a unit's last gated layer are off, by
+        unit.
     """
 
     on: np.ndarray
     on_by_class: np.ndarray
     on_per_image: np.ndarray
     macs_per_image: np.ndarray
-    skipped: dict[tuple[int, int], int]
+    last_layer_off: dict[str, int]
 
     @property
     def dependent(self) -> np.ndarray:
@@ -47,20 +48,20 @@ def count(record: GateRecord) -> Counts:
     """Counts in a single pass, a thousand images at a time."""
     on_by_class = np.zeros((len(record.classes), len(record.gate_map)), np.int32)
     on_per_image = np.zeros(record.images, np.int64)
-    macs = np.full(record.images, float(record.macs))
+    macs = np.zeros(record.images, np.int64)
     units = _units(record)
-    skipped = dict.fromkeys(units, 0)
+    last_layer_off = dict.fromkeys(units, 0)
     for start in range(0, record.images, CHUNK):
         part = slice(start, start + CHUNK)
         gates, labels = record.rows(part), record.labels[part]
         on_per_image[part] = gates.sum(axis=1, dtype=np.int64)
-        macs[part] -= (1.0 - gates) @ record.gate_macs
+        macs[part] = record.macs(gates)
         for unit, (_, last) in units.items():
-            skipped[unit] += int(np.sum(~gates[:, last].any(axis=1)))
+            last_layer_off[unit] += int(np.sum(~gates[:, last].any(axis=1)))
         for number in np.unique(labels):
             on_by_class[number] += gates[labels == number].sum(axis=0, dtype=np.int32)
     on = on_by_class.sum(axis=0, dtype=np.int64)
-    return Counts(on, on_by_class, on_per_image, macs, skipped)
+    return Counts(on, on_by_class, on_per_image, macs, last_layer_off)
 
 
 def statistics_of(record: GateRecord, counts: Counts) -> dict:
@@ -78,7 +79,7 @@ def statistics_of(record: GateRecord, counts: Counts) -> dict:
         "gates": kinds(counts.on, record.images),
         "gate_rate": float(counts.on.sum() / record.images / len(record.gate_map)),
         "units": _unit_rows(record, counts),
-        "convolutions": _convolution_rows(record, counts),
+        "layers": _layer_rows(record, counts),
         "images_per_input_dependent_gate": histogram(counts.on[counts.dependent], 0, record.images),
         "gates_on": {
             "all": spread(on),
@@ -110,38 +111,29 @@ def kinds(on: np.ndarray, images: int) -> dict[str, int]:
     }
 
 
-def _convolution_rows(record, counts):
-    """Returns `kinds` and the gate rate of each gated convolution, in network order."""
+def _layer_rows(record, counts):
+    """Returns `kinds` and the gate rate of each gated layer, in network order."""
     return [
         {
-            "name": segment.name,
-            "stage": segment.stage,
+            "name": segment.layer,
             "unit": segment.unit,
-            "convolution": segment.convolution,
             **kinds(counts.on[place], record.images),
             "gate_rate": float(counts.on[place].mean() / record.images),
         }
-        for segment, place in _convolutions(record)
+        for segment, place in _layers(record)
     ]
 
 
 def _unit_rows(record, counts):
-    """Returns the same of each residual unit.
-
-    `images_off` is the number of images for which the unit's branch is off, that is all gates of
-    its last convolution; `never_runs` whether that is all of them.
-    """
+    """Returns the same of each unit, with its `last_layer_off` of `Counts`."""
     return [
         {
-            "name": f"stage{stage}_unit{unit}",
-            "stage": stage,
-            "unit": unit,
+            "name": unit,
             **kinds(counts.on[place], record.images),
             "gate_rate": float(counts.on[place].mean() / record.images),
-            "images_off": counts.skipped[stage, unit],
-            "never_runs": counts.skipped[stage, unit] == record.images,
+            "last_layer_off": counts.last_layer_off[unit],
         }
-        for (stage, unit), (place, _) in _units(record).items()
+        for unit, (place, _) in _units(record).items()
     ]
 
 
@@ -229,12 +221,12 @@ def _rates_by_class(record, counts):
 def _macs(record, counts):
     left = counts.macs_per_image
     low, high = left.min(), left.max()
-    # Images differ by the costs of whole gates, so their numbers lie on a grid.
-    step = int(np.gcd.reduce((left - low).astype(np.int64))) or int(record.gate_macs.min())
+    # Costs are whole multiples of what one place of one filter takes, so they lie on a grid.
+    step = int(np.gcd.reduce(left - low)) or max(1, record.macs.total // 100)
     steps = histogram((left - low) / step, 0, (high - low) / step)
     steps["edges"] = [int(low) + step * edge for edge in steps["edges"]]
     return {
-        "total": record.macs,
+        "total": record.macs.total,
         "without_off_filters": {
             "min": float(low),
             "max": float(high),
@@ -245,8 +237,8 @@ def _macs(record, counts):
     }
 
 
-def _convolutions(record) -> list[tuple[GateSegment, slice]]:
-    """Returns each gated convolution and the place of its gates."""
+def _layers(record) -> list[tuple[GateSegment, slice]]:
+    """Returns each gated layer and the place of its gates."""
     segments = record.gate_map.segments
     stops = np.cumsum([segment.channels for segment in segments]).tolist()
     return [
@@ -255,11 +247,10 @@ def _convolutions(record) -> list[tuple[GateSegment, slice]]:
     ]
 
 
-def _units(record) -> dict[tuple[int, int], tuple[slice, slice]]:
-    """Returns the places of each unit's gates and of those of its last gated convolution."""
-    units: dict[tuple[int, int], tuple[slice, slice]] = {}
-    for segment, place in _convolutions(record):
-        unit = (segment.stage, segment.unit)
-        first, _ = units.get(unit, (place, place))
-        units[unit] = (slice(first.start, place.stop), place)
-    return units
+def _units(record) -> dict[str, tuple[np.ndarray, slice]]:
+    """Returns the places of each unit's gates and of those of its last gated layer."""
+    places: dict[str, list[slice]] = {}
+    for segment, place in _layers(record):
+        places.setdefault(segment.unit, []).append(place)
+    # Layers of one unit need not be neighbours.
+    return {unit: (np.r_[tuple(slices)], slices[-1]) for unit, slices in places.items()}

@@ -14,12 +14,12 @@ class GateSplit(keras.layers.Layer):
     Call argument: `inputs` [batch, ..., gates]. Returns a list of [batch, ..., channels], one a
     segment.
 
-    >>> rows = [{"stage": 1, "unit": 1, "convolution": 2, "channels": 16}]
+    >>> rows = [{"layer": "conv", "unit": "block", "channels": 16}]
     >>> [piece.shape for piece in GateSplit(rows)(tf.zeros([2, 16]))]
     [TensorShape([2, 16])]
 
     Args:
-      segments: list of dicts with `stage`, `unit`, `convolution` and `channels`, in gate order.
+      segments: list of dicts with `layer`, `unit` and `channels`, in gate order.
       **kwargs: those of `keras.layers.Layer`.
 
     Raises:

@@ -10,42 +10,41 @@ from gaternet_tf.layers import GateSplit
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
-    """The place of one gate: stage, unit and convolution count from 1, channel from 0."""
+    """The place of one gate: the layer and its unit by name, the filter's channel from 0."""
 
-    stage: int
-    unit: int
-    convolution: int
+    layer: str
+    unit: str
     channel: int
 
 
 @dataclasses.dataclass(frozen=True)
 class GateSegment:
-    """Neighbouring gates that switch the filters of one convolution, in channel order."""
+    """Neighbouring gates that switch the filters of one layer, in channel order.
 
-    stage: int
-    unit: int
-    convolution: int
+    Attributes:
+      layer: name of the layer whose filters these gates switch.
+      unit: name of the branch that it is in, such as a residual unit; its own without one.
+      channels: number of its filters.
+    """
+
+    layer: str
+    unit: str
     channels: int
-
-    @property
-    def name(self) -> str:
-        """Name of the backbone layer whose filters these gates switch."""
-        return f"stage{self.stage}_unit{self.unit}_conv{self.convolution}"
 
 
 class GateMap(Sequence[Gate]):
-    """All gates of a model in the order of its `gates` output, unit after unit.
+    """All gates of a model in the order of its `gates` output, layer after layer.
 
     `len(gates)` is the number of gates, `gates[i]` the place of gate `i`, and `gates.segments`
-    the gated convolutions. A map is never changed.
+    the gated layers. A map is never changed.
     """
 
     def __init__(self, segments: Sequence[GateSegment]):
         self.segments = tuple(segments)
         self._gates = tuple(
-            Gate(s.stage, s.unit, s.convolution, channel)
-            for s in self.segments
-            for channel in range(s.channels)
+            Gate(segment.layer, segment.unit, channel)
+            for segment in self.segments
+            for channel in range(segment.channels)
         )
 
     def __len__(self) -> int:
@@ -61,14 +60,19 @@ class GateMap(Sequence[Gate]):
         return hash(self.segments)
 
     def __repr__(self) -> str:
-        return f"GateMap({len(self)} gates on {len(self.segments)} convolutions)"
+        return f"GateMap({len(self)} gates on {len(self.segments)} layers)"
 
-    def to_rows(self) -> list[dict[str, int]]:
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Names of the units with gates, in network order."""
+        return tuple(dict.fromkeys(segment.unit for segment in self.segments))
+
+    def to_rows(self) -> list[dict]:
         """The segments as JSON-ready dicts; `from_rows` reads them back."""
         return [dataclasses.asdict(segment) for segment in self.segments]
 
     @classmethod
-    def from_rows(cls, rows: Sequence[dict[str, int]]) -> "GateMap":
+    def from_rows(cls, rows: Sequence[dict]) -> "GateMap":
         """The map that `to_rows` wrote."""
         return cls([GateSegment(**row) for row in rows])
 

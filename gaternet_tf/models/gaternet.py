@@ -1,18 +1,19 @@
-"""GaterNet: gater and backbone joined into one functional Keras model."""
+"""GaterNets and plain networks by name."""
+
+import re
 
 import keras
 
 from gaternet_tf.errors import UserError
-from gaternet_tf.layers import GateSplit, SemHash
-from gaternet_tf.models.gater import dense, gate_preactivations
-from gaternet_tf.models.resnet_cifar import (
-    ATTENTION,
-    WIDTH,
-    resnet_features,
-    resnet_gate_map,
-    resnet_spec,
+from gaternet_tf.models.backbones import (
+    NO_WEIGHTS,
+    copy_classifier,
+    find_backbone,
+    load_plain,
 )
-from gaternet_tf.seeds import derive_seed
+from gaternet_tf.models.gater import dense
+from gaternet_tf.models.gating import gate_model
+from gaternet_tf.models.resnet_cifar import ATTENTION, WIDTH
 
 NO_GATER = "none"
 MIN_SIDE = 5
@@ -32,25 +33,31 @@ def build_gaternet(
     width: int = WIDTH,
     attention: str = "none",
     gate_bias: float = 0.0,
+    gater_size: int | None = None,
+    weights: str | None = None,
 ) -> keras.Model:
     """Builds a GaterNet (paper section 3), or with `gater="none"` the plain backbone.
 
-    Weights depend on `seed` and on the layer's name alone, so the plain backbone of a seed starts
-    from the very weights that the gated one has.
+    It is `gate_model` of the plain network. New weights depend on `seed` and on the layer's name
+    alone, so the plain backbone of a seed starts from the very weights that the gated one has.
 
     Args:
-      backbone: `resnet20`, `resnet56`, `resnet110`, `resnet164` or any `resnetD` of a legal depth.
-      gater: the gater's ResNet, named alike; "none" or None for no gates.
+      backbone: `resnet20`, `resnet164`, `imagenet-resnet50`, `densenet-bc-100-12`,
+        `keras:MobileNetV2`, a .keras file, ...; see `find_backbone`.
+      gater: the gater's network, named alike; "none" or None for no gates.
       input_shape: (height, width, channels) of a normalised image.
       num_classes: number of classes, 2 or more.
       bottleneck: units between the gater's features and its gates, the paper's `b`.
-      gated_convs: "last" gates the last convolution of each residual unit, "all" every one.
+      gated_convs: what is gated, see `gate_model`; of a ResNet for small images "all" are the
+        convolutions in the branches of its units, without stem and shortcuts.
       head_batch_norm: whether the gater's bottleneck is batch-normalised, as in the paper.
       seed: of the initial weights and of the gates' noise.
       synchronized_batch_norm: batch normalisation over all replicas of a strategy.
-      width: base channels of the backbone; the gater keeps 16.
-      attention: "se" puts squeeze-and-excitation where the gates would be; then without a gater.
+      width: base channels of a backbone that is a ResNet for small images.
+      attention: "se" puts squeeze-and-excitation where its gates would be; then without a gater.
       gate_bias: bias of the gates' pre-activations at the start; the paper's network has 0.
+      gater_size: side in pixels to which the gater's picture is scaled; None leaves its size.
+      weights: "imagenet" for those of keras.applications; "none" for new weights of a .keras file.
 
     Returns:
       A model from float images [batch, height, width, channels] to a dict of `logits`, float32
@@ -59,10 +66,9 @@ def build_gaternet(
     Raises:
       UserError: for an argument no network can be built from.
     """
-    spec = resnet_spec(backbone, width)
-    gates_of = resnet_gate_map(spec, gated_convs)
-    gater_spec = None if gater in (None, NO_GATER) else resnet_spec(gater)
-    if attention not in ATTENTION or (attention != "none" and gater_spec is not None):
+    network = find_backbone(backbone, width, attention)
+    gated = gater not in (None, NO_GATER)
+    if attention not in ATTENTION or (attention != "none" and gated):
         raise UserError(
             f"attention must be 'none', or 'se' with gater='none', whose gates it replaces; got "
             f"'{attention}' with gater='{gater}'"
@@ -75,30 +81,28 @@ def build_gaternet(
             f"pictures must be {MIN_SIDE} x {MIN_SIDE} pixels or larger, and input_shape must be "
             f"(height, width, channels); got {input_shape}"
         )
-    for name, value, least in (("num_classes", num_classes, 2), ("bottleneck", bottleneck, 1)):
-        if value < least:
-            raise UserError(f"{name} must be {least} or more, got {value}")
-
+    if num_classes < 2:
+        raise UserError(f"num_classes must be 2 or more, got {num_classes}")
     images = keras.Input(input_shape, name="images")
-    outputs, gates = {}, {}
-    if gater_spec is not None:
-        preactivations = gate_preactivations(
-            images,
-            gater_spec,
-            len(gates_of),
-            bottleneck,
-            head_batch_norm,
-            synchronized_batch_norm,
-            seed,
-            gate_bias,
-        )
-        outputs["gates"] = SemHash(seed=derive_seed(seed, "gates"), name="gates")(preactivations)
-        pieces = GateSplit(gates_of.to_rows(), name="gate_split")(outputs["gates"])
-        gates = {
-            segment.name: piece for segment, piece in zip(gates_of.segments, pieces, strict=True)
-        }
-    features = resnet_features(
-        images, spec, gates, "", synchronized_batch_norm, seed, attention=attention
+    features = network.features(
+        images, seed=seed, synchronized=synchronized_batch_norm, weights=weights
     )
-    outputs["logits"] = dense(num_classes, "logits", seed, dtype="float32")(features)
-    return keras.Model(images, outputs, name=f"gaternet_{backbone.replace('-', '_')}")
+    logits = dense(num_classes, "logits", seed, dtype="float32")(features)
+    name = re.sub(r"\W+", "_", backbone)
+    plain = keras.Model(images, {"logits": logits}, name=name)
+    file = next((f for f in (weights, backbone) if f and f.endswith(".keras")), None)
+    if file and weights != NO_WEIGHTS:
+        copy_classifier(load_plain(file), plain.get_layer("logits"))
+    if not gated:
+        return plain
+    return gate_model(
+        plain,
+        gater,
+        network.all_convs if gated_convs == "all" else gated_convs,
+        bottleneck,
+        head_batch_norm,
+        gate_bias,
+        gater_size,
+        seed=seed,
+        synchronized_batch_norm=synchronized_batch_norm,
+    )

@@ -1,4 +1,4 @@
-"""ResNets for small images (He et al. 2016), with a place for a gate on each convolution."""
+"""ResNets for small images (He et al. 2016)."""
 
 import dataclasses
 import re
@@ -6,14 +6,13 @@ import re
 import keras
 
 from gaternet_tf.errors import UserError
-from gaternet_tf.layers import GatedConv2D, SqueezeExcite
-from gaternet_tf.models.gate_map import GateMap, GateSegment
-from gaternet_tf.seeds import derive_seed
+from gaternet_tf.models.blocks import convolve, residual_unit
 
 WIDTH = 16
 """Base channels: those of the stem and of stage 1."""
 ATTENTION = ("none", "se")
-GATED_CONVS = ("last", "all")
+GATED_CONVS = {"last": "last", "all": r"unit\d+_conv\d+$"}
+"""What `gate_model` gates of these: the last convolution of each unit's branch, or all of it."""
 BOTTLENECK_FROM = 164
 """Depths that are both 6n+2 and 9n+2 are basic below this one, as in the papers they come from."""
 
@@ -93,34 +92,12 @@ def resnet_spec(name: str, width: int = WIDTH) -> ResNetSpec:
     return ResNetSpec(depth, False, units, width, channels, channels)
 
 
-def resnet_gate_map(spec: ResNetSpec, gated_convs: str) -> GateMap:
-    """Returns the gates of a ResNet: on the `last` convolution of each unit's branch, or on `all`.
-
-    Raises:
-      UserError: when `gated_convs` is neither.
-    """
-    if gated_convs not in GATED_CONVS:
-        raise UserError(f"gated_convs must be 'last' or 'all', got '{gated_convs}'")
-    return GateMap(
-        [
-            GateSegment(stage, unit, convolution, filters)
-            for stage, unit in spec.units()
-            for convolution, (filters, _, _) in enumerate(spec.branch(stage, unit), start=1)
-            if gated_convs == "all" or convolution == spec.convolutions
-        ]
-    )
-
-
-def resnet_features(
-    images, spec, gates=None, prefix="", synchronized=False, seed=0, attention="none"
-):
+def resnet_features(images, spec, prefix="", synchronized=False, seed=0, attention="none"):
     """Builds the network up to and with global average pooling.
 
     Args:
       images: KerasTensor [batch, height, width, channels].
       spec: a `ResNetSpec`.
-      gates: dict from the name of a gated layer (without prefix) to its gates, [batch, filters];
-        None or empty for the plain network.
       prefix: put before every layer's name.
       synchronized: whether batch normalisation uses the moments of all replicas.
       seed: the run's seed; every layer draws its own from it.
@@ -130,41 +107,8 @@ def resnet_features(
     Returns:
       KerasTensor [batch, spec.channels[-1]].
     """
-    gates = gates or {}
-
-    def convolve(x, name, filters, kernel_size, strides=1, activation=None):
-        layer = GatedConv2D(
-            filters,
-            kernel_size,
-            strides,
-            activation,
-            synchronized=synchronized,
-            seed=derive_seed(seed, prefix + name),
-            name=prefix + name,
-        )
-        return layer(x, gates=gates[name]) if name in gates else layer(x)
-
-    def residual_unit(x, stage, unit):
-        name = f"stage{stage}_unit{unit}"
-        branch = spec.branch(stage, unit)
-        residual = x
-        for number, (filters, kernel_size, strides) in enumerate(branch, start=1):
-            # The last convolution's ReLU comes after the sum, so its gate comes before both.
-            activation = None if number == len(branch) else "relu"
-            layer_name = f"{name}_conv{number}"
-            residual = convolve(residual, layer_name, filters, kernel_size, strides, activation)
-        if attention == "se":
-            excite_name = f"{prefix}{name}_se"
-            excite = SqueezeExcite(seed=derive_seed(seed, excite_name), name=excite_name)
-            residual = excite(residual)
-        shortcut = x
-        if x.shape[-1] != residual.shape[-1]:
-            strides = max(strides for _, _, strides in branch)
-            shortcut = convolve(x, f"{name}_shortcut", residual.shape[-1], 1, strides)
-        total = keras.layers.Add(name=f"{prefix}{name}_add")([residual, shortcut])
-        return keras.layers.ReLU(name=f"{prefix}{name}_relu")(total)
-
-    x = convolve(images, "stem", spec.width, 3, activation="relu")
+    x = convolve(images, f"{prefix}stem", spec.width, 3, seed=seed, synchronized=synchronized)
     for stage, unit in spec.units():
-        x = residual_unit(x, stage, unit)
+        name = f"{prefix}stage{stage}_unit{unit}"
+        x = residual_unit(x, name, spec.branch(stage, unit), seed, synchronized, attention)
     return keras.layers.GlobalAveragePooling2D(data_format="channels_last", name=f"{prefix}pool")(x)

@@ -32,7 +32,7 @@ def with_unit_off(model):
     for segment in segments:
         stop = start + segment["channels"]
         values[start : start + 2] = 9
-        if (segment["stage"], segment["unit"]) == (2, 1):
+        if segment["layer"].startswith("stage2_unit1_"):
             values[start:stop] = -9
         start = stop
     bias.assign(values)

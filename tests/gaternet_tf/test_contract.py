@@ -10,15 +10,12 @@ import tensorflow as tf
 
 from gaternet_tf import layers, losses
 
-SEGMENTS = [{"stage": 1, "unit": 1, "convolution": 2, "channels": 3}]
+SEGMENTS = [{"layer": "conv", "unit": "block", "channels": 3}]
 
 # Class -> (arguments that differ from the defaults, shape of a sample's input).
 LAYERS = {
     layers.SemHash: ({"seed": 3, "noise_stddev": 0.5, "hard_share": 0.25}, (3,)),
-    layers.GatedConv2D: (
-        {"filters": 3, "kernel_size": 3, "strides": 2, "activation": "relu", "seed": 1},
-        (6, 6, 2),
-    ),
+    layers.GateFilters: ({}, (6, 6, 2)),
     layers.BatchNormalization: ({"momentum": 0.8, "epsilon": 1e-4}, (4, 6, 3)),
     layers.GateSplit: ({"segments": SEGMENTS}, (3,)),
     layers.SqueezeExcite: ({"ratio": 2, "seed": 4}, (6, 6, 4)),
@@ -42,7 +39,10 @@ def sample(cls):
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
-def first(outputs):
+def call(layer, inputs):
+    """The first output; gates are an image's first pixel."""
+    gates = [inputs[:, 0, 0]] if isinstance(layer, layers.GateFilters) else []
+    outputs = layer(inputs, *gates)
     return outputs[0] if isinstance(outputs, list) else outputs
 
 
@@ -79,28 +79,32 @@ def test_config_round_trip(cls):
 
 @each_layer
 def test_symbolic_call_has_the_shape_and_dtype_of_the_eager_one(cls):
-    symbolic = first(make(cls)(keras.Input(LAYERS[cls][1])))
-    eager = first(make(cls)(sample(cls)))
+    symbolic = call(make(cls), keras.Input(LAYERS[cls][1]))
+    eager = call(make(cls), sample(cls))
     assert symbolic.shape == (None, *eager.shape[1:])
     assert symbolic.dtype == eager.dtype.name
 
 
 @each_layer
 def test_the_output_shape_is_known_without_a_call(cls):
-    known = make(cls).compute_output_shape((None, *LAYERS[cls][1]))
-    assert tuple(first(known)[1:]) == first(make(cls)(sample(cls))).shape[1:]
+    shape = (None, *LAYERS[cls][1])
+    gates = [(None, shape[-1])] if cls is layers.GateFilters else []
+    known = make(cls).compute_output_shape(shape, *gates)
+    known = known[0] if isinstance(known, list) else known
+    assert tuple(known[1:]) == call(make(cls), sample(cls)).shape[1:]
 
 
 @each_layer
 def test_time_steps_are_computed_one_by_one_or_refused(cls):
     steps = np.stack([sample(cls), sample(cls)[::-1] - 1], axis=1)
     layer = make(cls)
-    wanted = np.stack([first(layer(steps[:, step])) for step in range(2)], axis=1)
-    if cls is not layers.GateSplit:  # TimeDistributed takes a single output.
+    wanted = np.stack([call(layer, steps[:, step]) for step in range(2)], axis=1)
+    # TimeDistributed takes a single input and output.
+    if cls not in (layers.GateSplit, layers.GateFilters):
         distributed = keras.layers.TimeDistributed(layer)(steps)
         np.testing.assert_allclose(distributed, wanted, rtol=1e-5, atol=1e-6)
     with contextlib.suppress(ValueError):
-        np.testing.assert_allclose(first(make(cls)(steps)), wanted, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(call(make(cls), steps), wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("cls", LOSSES)
@@ -117,7 +121,7 @@ def test_losses_and_metrics_are_float32_whatever_the_default_is(cls):
 def test_one_fit_step_under_each_dtype_policy(cls, policy):
     inputs = keras.Input(LAYERS[cls][1])
     x = keras.layers.Dense(LAYERS[cls][1][-1], dtype=policy)(inputs)
-    x = first(make(cls, dtype=policy)(x))
+    x = call(make(cls, dtype=policy), x)
     outputs = keras.layers.Dense(1, dtype="float32")(keras.layers.Flatten()(x))
     model = keras.Model(inputs, outputs)
     model.compile(keras.optimizers.SGD(0.1), "mse")
@@ -128,7 +132,7 @@ def test_one_fit_step_under_each_dtype_policy(cls, policy):
 @each_layer
 def test_saved_model_gives_the_same_numbers(cls, tmp_path):
     inputs = keras.Input(LAYERS[cls][1])
-    model = keras.Model(inputs, first(make(cls)(inputs)))
+    model = keras.Model(inputs, call(make(cls), inputs))
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(model(sample(cls)), loaded(sample(cls)))

@@ -8,6 +8,7 @@ import pytest
 
 from gaternet_tf import UserError
 from gaternet_tf.evaluation import Evaluator, describe, evaluate_run
+from gaternet_tf.macs import Macs, Product
 from gaternet_tf.models.gate_map import GateSegment
 
 LOGITS = np.array([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [0.0, 0.5]])
@@ -19,8 +20,8 @@ def test_every_number_whatever_the_batch_size():
     # Images have their logits in channels 0 and 1 and their gates in channels 2 to 5.
     images = keras.Input((6,))
     evaluator = Evaluator(keras.Model(images, {"logits": images[:, :2], "gates": images[:, 2:]}))
-    evaluator.segments = (GateSegment(1, 1, 2, 1), GateSegment(2, 1, 2, 3))
-    evaluator.macs, evaluator.gate_macs = 100, np.array([10, 10, 10, 20])
+    evaluator.segments = (GateSegment("a", "a", 1), GateSegment("b", "b", 3))
+    evaluator.macs = Macs([Product("a", 10, 6, (0, 1)), Product("b", 5, (0, 2), (2, 4))])
     pictures = np.concatenate([LOGITS, GATES], axis=1).astype(np.float32)
     for size in (1, 3, 4):
         parts = [slice(start, start + size) for start in range(0, 4, size)]
@@ -31,11 +32,10 @@ def test_every_number_whatever_the_batch_size():
             "loss": pytest.approx(np.mean(np.log(np.exp(LOGITS).sum(axis=1)) - chosen)),
             "images": 4,
             "gates": 4,
-            "macs": 100,
-            "macs_on": 100 - 10 - 10 * 2 / 4 - 20 * 3 / 4,
+            "macs": 60 + 5 * 2 * 2,
+            # Of the images, 1, 0, 2 and 0 of gates 2 and 3 are on, beside one of gates 0 and 1.
+            "macs_on": 60 + 5 * (1 + 0 + 2 + 0) / 4,
             "gate_rate": 7 / 16,
-            "gate_rate_stage1": 1.0,
-            "gate_rate_stage2": 3 / 12,
             "gates_always_on": 1,
             "gates_always_off": 1,
             "gates_input_dependent": 2,

@@ -1,8 +1,10 @@
 """The summary of a tiny network equals a count by hand."""
 
+import keras
 import numpy as np
 
 from gaternet_tf import build_gaternet
+from gaternet_tf.models.gating import gate_model
 from train.network_summary import summary_rows
 
 
@@ -51,3 +53,22 @@ def test_gates_are_counted_by_unit():
     assert by_part["stage1 unit1"][-4:] == ["16", "5", "11", "0"]
     assert by_part["stage2 unit1"][-4:] == ["32", "0", "28", "4"]
     assert by_part["total"][-4:] == ["112", "5", "103", "4"]
+
+
+def test_any_network_has_the_same_units_with_gates_as_without():
+    plain = keras.applications.MobileNetV2((32, 32, 3), 0.35, weights=None, classes=10)
+    # A gater without sums, of more convolutions than any unit has.
+    gater = keras.Sequential(
+        [keras.Input((32, 32, 3)), *(keras.layers.Conv2D(2, 3) for _ in range(4))]
+    )
+    gated = gate_model(plain, gater)
+    rows = summary_rows(gated)
+    by_part = cells(rows)
+    weights = 8 * 48 + 9 * 48 + 48 * 8
+    norms = 2 * (48 + 48 + 8)
+    assert by_part["block 2"] == ["8 x 8 x 8", f"{weights + norms:,}", f"{64 * weights:,}", "56"]
+    assert by_part["block 3 expand"] == ["8 x 8 x 48", "480", "24,576", "48"]
+    assert [row[:-1] for row in rows[:-2]] == [row[:-1] for row in summary_rows(plain)[:-1]]
+    assert [row[0] for row in rows[-3:]] == ["classifier", "gater", "total"]
+    trainable = sum(np.prod(weight.shape) for weight in gated.trainable_weights)
+    assert rows[-1][2] == f"{trainable:,}"

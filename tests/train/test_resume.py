@@ -55,14 +55,15 @@ def test_training_prints_a_line_per_epoch_and_no_progress_bar_off_a_terminal(unb
     lines = [line for line in done.out.splitlines() if line]
     assert lines[0] == "resnet8, gater resnet8: 156,402 parameters, 112 gates"
     assert "1294 images of 'train' train, 143 validate, 360 of 'test' test" in lines[1]
-    assert "3 epochs of 4 steps, batch 16 on 1 replica, into" in lines[2]
-    assert lines[3].startswith("note: networks learn little in 12 steps; raise --epochs")
-    assert [line.split()[:2] for line in lines[4:7]] == [["epoch", f"{n}/3"] for n in (1, 2, 3)]
+    assert lines[2].startswith("pictures 8 x 8 x 1, from 0 to 1 minus 0.")
+    assert "3 epochs of 4 steps, batch 16 on 1 replica, into" in lines[3]
+    assert lines[4].startswith("note: networks learn little in 12 steps; raise --epochs")
+    assert [line.split()[:2] for line in lines[5:8]] == [["epoch", f"{n}/3"] for n in (1, 2, 3)]
     best = run.result["selected_epoch"]
-    assert "(best)" in lines[3 + best]
-    assert lines[7].startswith(f"weights of epoch {best}")
-    assert lines[8].startswith("test accuracy ")
-    assert lines[9].startswith("gates: 112, ")
+    assert "(best)" in lines[4 + best]
+    assert lines[8].startswith(f"weights of epoch {best}")
+    assert lines[9].startswith("test accuracy ")
+    assert lines[10].startswith("gates: 112, ")
     assert "\r" not in done.out
     assert done.err == ""
     assert {path.name for path in run.path.iterdir()} == {

@@ -21,6 +21,7 @@ from gaternet_tf.analysis.collecting import (
 from gaternet_tf.analysis.networks import Network
 from gaternet_tf.analysis.separation import stratified_sample
 from gaternet_tf.data import Preprocessing
+from gaternet_tf.macs import Macs
 from gaternet_tf.models.gate_map import GateMap, GateSegment
 
 
@@ -40,13 +41,12 @@ def predict(images):
 
 NETWORK = Network(
     predict=predict,
-    gate_map=GateMap([GateSegment(1, 1, 2, 2), GateSegment(1, 2, 2, 1)]),
+    gate_map=GateMap([GateSegment("one", "one", 2), GateSegment("two", "two", 1)]),
     labels=[str(number) for number in range(10)],
     preprocessing=Preprocessing(8, 8, 1, (0.0,), (1.0,)),
     dataset={},
     config={},
-    macs=100,
-    gate_macs=np.array([10, 10, 5]),
+    macs=Macs([]),
     training=[],
     source={"path": "a network"},
     strength="a sum",

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import matplotlib as mpl
 import pytest
 from matplotlib.figure import Figure as Canvas
-from planted_analysis import planted_analysis
+from planted_analysis import UNITS, planted_analysis
 
 from gaternet_tf.analysis.drawing import STYLE, shown_name
 from gaternet_tf.analysis.figures import figures_of, write_figure
@@ -39,17 +39,17 @@ def shown_ticks(axes):
     return [label.get_text() for label in axes.get_xticklabels()]
 
 
-def test_units_are_named_or_else_their_stages():
+def test_every_unit_has_a_tick_and_every_nth_a_name():
     document, arrays = planted_analysis()
-    names = ["1.1", "1.2", "1.3", "2.1", "2.2", "2.3"]
+    names = [unit.replace("_", " ") for unit in UNITS]
     figures = figures_of(document, arrays)
     assert shown_ticks(drawn(figures["gate_kinds_by_unit"])) == names
     assert shown_ticks(drawn(figures["gate_rate_by_class"])) == names
-    document["units"] = [unit for unit in document["units"] for _ in range(9)]
+    document["units"] = [{**document["units"][0], "name": f"block_{n}"} for n in range(1, 63)]
     axes = drawn(figures_of(document, arrays)["gate_kinds_by_unit"])
-    assert shown_ticks(axes) == ["stage 1", "stage 2"]
-    assert axes.get_xticks().tolist() == [14, 41]
-    assert axes.get_xticks(minor=True).tolist() == list(range(1, 55))
+    assert shown_ticks(axes) == [f"block {n}" for n in range(1, 63, 3)]
+    assert axes.get_xticks().tolist() == list(range(1, 63, 3))
+    assert {*axes.get_xticks(), *axes.get_xticks(minor=True)} == set(range(1, 63))
 
 
 def test_the_cells_of_heat_maps_have_their_numbers():

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from axe_core_python.sync_playwright import Axe
-from planted_analysis import CLASSES, planted_analysis, planted_gates
+from planted_analysis import CLASSES, UNITS, planted_analysis, planted_gates
 from playwright.sync_api import sync_playwright
 
 from gaternet_tf.analysis.report import draw, headlines
@@ -78,7 +78,7 @@ def test_the_headlines_name_another_dataset_than_the_networks_first():
 def test_the_headlines_are_the_numbers(open_page, report):
     text = open_page(report).inner_text(".headlines")
     assert "Of 24 gates, 20 depend on the input, 0 are always on and 4 always off." in text
-    assert "The branch of 1 unit never runs: stage1 unit1." in text
+    assert "The last gated layer of 1 unit is off for every image: stage1 unit1." in text
 
 
 def test_pointing_at_an_image_shows_it_with_class_and_prediction(open_page, analysis, report):
@@ -139,6 +139,8 @@ def test_the_table_of_units_sorts(open_page, report):
         assert table.locator(f"th[aria-sort={direction}]").inner_text() == "gates on, %"
         values = [float(text) for text in rates.all_inner_texts()]
         assert values == sorted(values, key=lambda value: sign * value)
+    table.get_by_role("button", name="unit", exact=True).click()
+    assert table.locator("tbody th").all_inner_texts() == [unit.replace("_", " ") for unit in UNITS]
 
 
 def test_no_table_is_cut_on_a_wide_screen(open_page, report):

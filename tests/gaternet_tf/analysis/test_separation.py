@@ -8,7 +8,7 @@ from gaternet_tf.analysis.separation import separate, stratified_sample
 from gaternet_tf.analysis.statistics import count
 from gaternet_tf.models.gate_map import GateMap, GateSegment
 
-GATES = GateMap([GateSegment(1, 1, 2, 40)])
+GATES = GateMap([GateSegment("conv", "conv", 40)])
 NO_PICTURE = 500
 """A perplexity that takes no time, since no record here has as many images."""
 

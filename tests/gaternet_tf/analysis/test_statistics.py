@@ -43,25 +43,25 @@ def test_the_papers_edges_of_100_and_9900_images():
     }
 
 
-def test_units_and_convolutions(numbers):
+def test_units_and_layers(numbers):
     first, second = numbers["units"]
     assert (first["always_on"], first["always_off"], first["input_dependent"]) == (1, 1, 2)
     assert (second["always_on"], second["always_off"], second["input_dependent"]) == (0, 2, 1)
     assert (first["gate_rate"], second["gate_rate"]) == (9 / 16, 2 / 12)
-    assert (first["images_off"], second["images_off"]) == (0, 2)
-    assert [row["name"] for row in numbers["convolutions"]] == [
-        "stage1_unit1_conv2",
-        "stage2_unit1_conv2",
-    ]
+    assert (first["last_layer_off"], second["last_layer_off"]) == (0, 2)
+    assert [row["name"] for row in numbers["layers"]] == ["a_conv", "b_conv"]
 
 
-def test_a_unit_never_runs_when_its_last_convolution_is_off_for_every_image():
-    gate_map = GateMap([GateSegment(1, 1, 1, 2), GateSegment(1, 1, 2, 2), GateSegment(1, 2, 2, 1)])
-    record = record_of([[1, 1, 0, 0, 1], [0, 1, 0, 0, 0]], gate_map=gate_map)
-    first, second = statistics_of(record, count(record))["units"]
-    assert first["never_runs"]
-    assert first["always_on"] == 1
-    assert (second["images_off"], second["never_runs"]) == (1, False)
+def test_the_layers_of_a_unit_need_not_be_neighbours():
+    gate_map = GateMap(
+        [GateSegment("one", "a", 2), GateSegment("alone", "alone", 1), GateSegment("two", "a", 2)]
+    )
+    record = record_of([[1, 1, 1, 0, 0], [0, 1, 0, 0, 0]], [0, 1], gate_map=gate_map)
+    numbers = statistics_of(record, count(record))
+    first, second = numbers["units"]
+    assert (first["name"], first["total"], first["always_on"]) == ("a", 4, 1)
+    assert (first["last_layer_off"], second["last_layer_off"]) == (2, 1)
+    assert numbers["gate_rate_by_class"] == [[0.5, 1.0], [0.25, 0.0]]
 
 
 def test_gates_on_per_image(numbers):
@@ -101,7 +101,7 @@ def test_characteristic_gates_come_by_mutual_information(numbers):
     assert [row["gate"] for row in best] == [2, 5, 3]
     assert [row["mutual_information"] for row in best][:2] == [pytest.approx(1.0)] * 2
     assert (best[0]["rate_in_class"], best[0]["rate_elsewhere"]) == (1.0, 0.0)
-    assert (best[1]["stage"], best[1]["unit"], best[1]["channel"]) == (2, 1, 1)
+    assert (best[1]["layer"], best[1]["unit"], best[1]["channel"]) == ("b_conv", "b", 1)
 
 
 def test_mutual_information_equals_scikit_learns():
@@ -120,7 +120,7 @@ def test_counting_in_chunks_changes_nothing():
     np.testing.assert_array_equal(counts.on, gates.sum(axis=0))
     np.testing.assert_array_equal(counts.on_per_image, gates.sum(axis=1))
     np.testing.assert_array_equal(counts.on_by_class[1], gates[labels == 1].sum(axis=0))
-    assert counts.skipped[2, 1] == int((~gates[:, 4:].any(axis=1)).sum())
+    assert counts.last_layer_off["b"] == int((~gates[:, 4:].any(axis=1)).sum())
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 0), (0, 49), (0, 50), (5, 10_000), (62, 74)])

@@ -1,0 +1,138 @@
+"""A backbone that brings its weights: their files, preprocessing, and training around them."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import small_config
+
+from gaternet_tf import UserError, build_gaternet, gate_model
+from gaternet_tf.models import find_backbone
+from gaternet_tf.runs import open_run
+from train.inputs import choose_preprocessing
+from train.loop import train
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["VGG16", "MobileNetV2", "EfficientNetV2B0"],
+    ids=["BGR", "-1 to 1", "in the graph"],
+)
+def test_pictures_are_preprocessed_as_the_weights_require(tmp_path, digits, name):
+    application = getattr(keras.applications, name)
+    source = application(weights=None, include_top=False, pooling="avg", input_shape=(32, 32, 3))
+    rng = np.random.default_rng(1)
+    for weight in source.weights:
+        if "normalization" not in weight.path:
+            weight.assign(weight + 0.01 * rng.normal(size=weight.shape))
+    file = str(tmp_path / "own.weights.h5")
+    source.save_weights(file)
+    module = next(
+        module
+        for module in vars(keras.applications).values()
+        if hasattr(module, name) and hasattr(module, "preprocess_input")
+    )
+    wanted = source(module.preprocess_input(PIXELS.astype(np.float32)), training=False)
+
+    config = small_config(None, backbone=f"keras:{name}", gater="none", image_size=32, weights=file)
+    preprocessing = choose_preprocessing(config, digits)
+    # Grey pictures become those of three channels that the weights are for.
+    assert preprocessing.shape == (32, 32, 3)
+    model = build_gaternet(f"keras:{name}", "none", (32, 32, 3), 10, weights=file)
+    features = keras.Model(model.input, model.get_layer("logits").input)
+    got = features(preprocessing.normalize(PIXELS), training=False)
+    np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
+
+
+def test_normalisation_by_channel_is_that_of_keras():
+    mean, deviation = find_backbone("keras:DenseNet121").normalization
+    wanted = keras.applications.densenet.preprocess_input(PIXELS.astype(np.float32))
+    np.testing.assert_allclose((PIXELS - mean) / deviation, wanted, atol=1e-5)
+
+
+def plain_file(path, classes, width=16):
+    model = build_gaternet("resnet8", "none", (8, 8, 1), classes, seed=5, width=width)
+    model.save(path)
+    return model
+
+
+def test_other_classes_get_a_new_classifier_and_other_layers_are_refused(tmp_path):
+    source = plain_file(tmp_path / "plain.keras", classes=7)
+    gated = build_gaternet(
+        "resnet8", "resnet8", (8, 8, 1), 3, weights=str(tmp_path / "plain.keras"), seed=1
+    )
+    for layer in source.layers:
+        if layer.weights and layer.name != "logits":
+            for ours, theirs in zip(
+                layer.weights, gated.get_layer(layer.name).weights, strict=True
+            ):
+                np.testing.assert_array_equal(ours, theirs, err_msg=ours.path)
+    assert gated.output["logits"].shape == (None, 3)
+    alike = build_gaternet("resnet8", "none", (8, 8, 1), 7, weights=str(tmp_path / "plain.keras"))
+    picture = np.ones([2, 8, 8, 1], np.float32)
+    np.testing.assert_array_equal(alike(picture)["logits"], source(picture)["logits"])
+    plain_file(tmp_path / "wide.keras", classes=3, width=20)
+    for file, words in (
+        ("wide.keras", r"in 'resnet8' layer 'stem' has the shapes .*20\)\], here .*16\)\]"),
+        ("none.keras", r"'.*none.keras' does not exist"),
+        ("imagenet", r"must be a \.keras file .*got 'imagenet'"),
+    ):
+        weights = file if file == "imagenet" else str(tmp_path / file)
+        with pytest.raises(UserError, match=words):
+            build_gaternet("resnet8", "none", (8, 8, 1), 3, weights=weights)
+
+
+def test_weights_that_cannot_be_fetched_are_one_sentence(monkeypatch):
+    def refuse(**settings):
+        if settings["weights"] == "imagenet":
+            raise Exception("URL fetch failure: no route to host")  # As Keras does.
+
+    monkeypatch.setattr(keras.applications, "MobileNetV2", refuse)
+    with pytest.raises(UserError, match=r"keras:MobileNetV2.*no route to host.*give the weights'"):
+        build_gaternet("keras:MobileNetV2", "none", (32, 32, 3), 3, weights="imagenet")
+
+
+def test_an_adapted_normalization_is_kept(tmp_path):
+    normalize = keras.layers.Normalization()
+    normalize.adapt(PIXELS.astype(np.float32))
+    images = keras.Input((32, 32, 3))
+    x = keras.layers.Conv2D(4, 3)(normalize(images))
+    outputs = keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x))
+    plain = keras.Model(images, outputs)
+    plain.save(tmp_path / "plain.keras")
+    gated = gate_model(plain, "resnet8", gate_bias=100.0)
+    by_name = build_gaternet(str(tmp_path / "plain.keras"), "none", (32, 32, 3), 3)
+    for model in (gated, by_name):
+        np.testing.assert_array_equal(model(PIXELS * 1.0)["logits"], plain(PIXELS * 1.0))
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.filterwarnings("ignore:Even though:UserWarning")
+def test_a_run_starts_from_a_plain_run_and_first_leaves_its_backbone_alone(data_dir, tmp_path):
+    common = {"steps_per_epoch": 1, "batch_size": 32, "select": "last"}
+    train(small_config(data_dir, gater="none", **common), tmp_path / "plain")
+    plain = open_run(tmp_path / "plain")
+    weights = str(plain.model_file)
+    frozen = small_config(data_dir, weights=weights, freeze_backbone_epochs=1, **common)
+    train(frozen, tmp_path / "frozen")
+    free = small_config(
+        data_dir, weights=weights, freeze_backbone_epochs=1, **common | {"epochs": 2}
+    )
+    train(free, tmp_path / "free")
+    models = {name: open_run(tmp_path / name).load_model() for name in ("frozen", "free")}
+    for weight in plain.load_model().weights:
+        layer, _, name = weight.path.rpartition("/")
+        if layer == "logits":
+            continue
+        after = {
+            kind: next(w for w in model.get_layer(layer).weights if w.name == name)
+            for kind, model in models.items()
+        }
+        np.testing.assert_array_equal(after["frozen"], weight, err_msg=weight.path)
+        assert (np.asarray(after["free"]) != np.asarray(weight)).any(), weight.path
+    start = build_gaternet("resnet8", "resnet8", (8, 8, 1))
+    trained = models["frozen"].get_layer("gater_fc2").kernel
+    assert (np.asarray(trained) != np.asarray(start.get_layer("gater_fc2").kernel)).any()
+    assert all(layer.trainable for layer in models["free"].layers)
+    assert open_run(tmp_path / "frozen").preprocessing == plain.preprocessing
