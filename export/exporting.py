@@ -116,10 +116,10 @@ def build_network(
             f"--optimize={optimize} computes in float32, and the run was trained in {half.pop()}; "
             "give --optimize=none to export it as it was evaluated"
         )
-    if not known or (optimize == "specialize" and not run.config["backbone"].startswith("resnet")):
+    if not known:
         raise UserError(
             f"--optimize={optimize} is for networks of convolutions, batch normalisation and sums, "
-            "and 'specialize' for --backbone=resnetD only; give --optimize=none"
+            f"and {run.config['backbone']} has other layers; give --optimize=none"
         )
     if optimize != "specialize":
         return FrozenNetwork(model), {"optimize": "fold"}

@@ -13,11 +13,18 @@ import numpy as np
 import tensorflow as tf
 
 from export.frozen import FrozenNetwork, Settled
+from gaternet_tf.errors import UserError
 from gaternet_tf.evaluation import count_gates
+from gaternet_tf.layers import GateFilters
 from gaternet_tf.macs import layer_macs
 from gaternet_tf.models import gate_map
 
 MODES = ("exact", "calibrated")
+THROUGH = (
+    *(keras.layers.Conv2D, keras.layers.Add, keras.layers.BatchNormalization, GateFilters),
+    *(keras.layers.ReLU, keras.layers.Activation, keras.layers.ZeroPadding2D),
+)
+"""What may stand between a gated convolution and its reader, and the readers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,16 +76,25 @@ def settle(model: keras.Model, calibration: Calibration) -> dict[str, Settled]:
 
 
 def reader_of(model: keras.Model, name: str) -> str | None:
-    """Returns the convolution that reads a convolution's output; None if a sum does."""
-    tensors = {model.get_layer(name).output}
-    for layer in model.layers:
-        if tensors & set(keras.tree.flatten(layer.input)):
-            if isinstance(layer, keras.layers.Conv2D):
-                return layer.name
-            if isinstance(layer, keras.layers.Add):
-                return None
-            tensors |= set(keras.tree.flatten(layer.output))
-    return None
+    """Returns the convolution that alone reads a gated one's output; None if a sum does, first.
+
+    Raises:
+      UserError: where something else reads it, or several layers do.
+    """
+    tensor = model.get_layer(name).output
+    while True:
+        readers = [each for each in model.layers if tensor in keras.tree.flatten(each.input)]
+        reader = readers[0]
+        is_first = keras.tree.flatten(reader.input)[0] is tensor
+        if len(readers) > 1 or not (isinstance(reader, THROUGH) and is_first):
+            raise UserError(
+                "--optimize=specialize needs gates on convolutions whose output one convolution "
+                f"reads, or a sum as its first term, and from '{name}' "
+                f"it goes into {', '.join(each.name for each in readers)}; give --optimize=fold"
+            )
+        if isinstance(reader, keras.layers.Conv2D | keras.layers.Add):
+            return reader.name if isinstance(reader, keras.layers.Conv2D) else None
+        tensor = reader.output
 
 
 class SpecializedNetwork:

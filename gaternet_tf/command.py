@@ -39,14 +39,22 @@ def local_path(text: str, what: str = "a path") -> str:
 
 
 def define_path(
-    name: str, default: str | None, help_text: str | None, required: bool = False
+    name: str,
+    default: str | None,
+    help_text: str | None,
+    required: bool = False,
+    suffixes: tuple[str, ...] = ("",),
 ) -> None:
-    """Defines an absl flag for a file or directory, see `local_path`."""
+    """Defines an absl flag for a file or directory, see `local_path`.
+
+    With `suffixes`, only what ends in one of them is a path, and everything else a name.
+    """
     from absl import flags
 
     class PathParser(flags.ArgumentParser):
         def parse(self, argument):
-            return local_path(argument)
+            is_path = not argument or argument.endswith(suffixes)
+            return local_path(argument) if is_path else argument
 
     flags.disclaim_key_flags()  # The flag belongs to the module that calls this function.
     flags.DEFINE(

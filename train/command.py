@@ -31,8 +31,8 @@ def define_settings(*names: str) -> None:
             flags.DEFINE_integer(field.name, default, text, lower_bound=minimum)
         elif float in kinds:
             flags.DEFINE_float(field.name, default, text, lower_bound=minimum)
-        elif limits.get("path"):
-            define_path(field.name, default, text)
+        elif suffixes := limits.get("path"):
+            define_path(field.name, default, text, suffixes=suffixes)
         else:
             flags.DEFINE_string(field.name, default, text)
 

@@ -16,13 +16,15 @@ def setting(group: str, default, help_text: str, **limits) -> Any:
       group: heading under which `--help` shows it.
       default: the value without a flag; None where the dataset or the number of images decides.
       help_text: what `--help` says.
-      **limits: `at_least`, `above` and `below` for numbers, `choices` for texts, `path` for paths.
+      **limits: `at_least`, `above` and `below` for numbers, `choices` for texts, and for a
+        path `path`, the suffixes that tell it from a name.
     """
     return dataclasses.field(
         default=default, metadata={"group": group, "help": help_text, **limits}
     )
 
 
+ANY, NETWORK_FILES = ("",), (".keras", ".h5")
 DATA, NETWORK, GATES, OPTIMISATION, RUN = "Data", "Network", "Gates", "Optimisation", "Run"
 ENVIRONMENT = ("data_dir", "download", "strategy")
 """Settings of where a run is trained; they may differ when it is resumed."""
@@ -46,7 +48,7 @@ class TrainingConfig:
         DATA,
         None,
         "TFDS directory to read and prepare datasets in; default: ~/tensorflow_datasets.",
-        path=True,
+        path=ANY,
     )
     download: bool = setting(DATA, True, "Whether a dataset that is not on disk may be downloaded.")
     skip_unreadable: bool = setting(
@@ -104,6 +106,7 @@ class TrainingConfig:
         "Network that classifies: resnetD for small images (resnet20, resnet164, any legal depth), "
         "imagenet-resnetD (18, 34, 50, 101, 152), densenet-bc-DEPTH-GROWTH, keras:NAME for a CNN "
         "of keras.applications, such as keras:MobileNetV2, or a .keras file.",
+        path=NETWORK_FILES,
     )
     weights: str | None = setting(
         NETWORK,
@@ -112,6 +115,7 @@ class TrainingConfig:
         "network with the same layers (.keras, such as a run's model.keras, or for keras:NAME "
         ".weights.h5), or 'none' for new weights of a .keras file; default: new ones, of a .keras "
         "file its own. The pictures are normalised as these weights require.",
+        path=NETWORK_FILES,
     )
     width: int = setting(NETWORK, 16, "Base channels of resnetD; the paper's have 16.", at_least=1)
     attention: str = setting(
@@ -125,12 +129,13 @@ class TrainingConfig:
         None,
         "Finished run of the same network whose weights are those at the start; default: random "
         "weights.",
-        path=True,
+        path=ANY,
     )
     gater: str = setting(
         GATES,
         "resnet20",
         "Network that gates the backbone, named alike; 'none' for the plain backbone.",
+        path=NETWORK_FILES,
     )
     gater_size: int = setting(
         GATES,

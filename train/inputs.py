@@ -77,7 +77,7 @@ def normalization_of_weights(config: TrainingConfig) -> tuple[tuple, tuple] | No
     Those of a run's model.keras are the run's, those of keras.applications Keras' own.
     """
     for file in (config.weights, config.backbone):
-        if file and is_run(os.path.dirname(file)):
+        if file and file.endswith(".keras") and is_run(os.path.dirname(file)):
             preprocessing = RunDirectory(os.path.dirname(file)).preprocessing
             return preprocessing.mean, preprocessing.std
     if config.backbone.endswith(".keras"):

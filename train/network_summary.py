@@ -8,7 +8,8 @@ import numpy as np
 
 from gaternet_tf.layers import GateFilters
 from gaternet_tf.macs import layer_macs
-from gaternet_tf.models import GATER_PREFIX, gate_map
+from gaternet_tf.models import gate_map
+from gaternet_tf.models.gater import is_gater
 from gaternet_tf.models.graph import FILTERS, GraphWalk, symbols_of
 
 COLUMNS = ("part", "output", "parameters", "MACs", "gates")
@@ -63,11 +64,11 @@ def _parts(model) -> dict[str, list[keras.Operation]]:
     """
     walk = GraphWalk()
     walk.run(model, symbols_of(model))
-    gater = [each for each in model.operations if _is_gater(each.name)]
+    gater = [each for each in model.operations if is_gater(each.name)]
     backbone = [
         each
         for each in model.operations
-        if not isinstance(each, keras.layers.InputLayer) and not _is_gater(each.name)
+        if not isinstance(each, keras.layers.InputLayer) and not is_gater(each.name)
     ]
     classifier: list[keras.Operation] = []
     while backbone and len(keras.tree.flatten(backbone[-1].output)[0].shape) < 4:
@@ -94,10 +95,6 @@ def _parts(model) -> dict[str, list[keras.Operation]]:
         part_of[name] = part
         parts.setdefault(part, []).append(operation)
     return {**parts, "classifier": classifier, "gater": gater}
-
-
-def _is_gater(name):
-    return name.startswith(GATER_PREFIX) or name in ("gates", "gate_split")
 
 
 def _shape(operations):

@@ -73,7 +73,7 @@ def freeze_backbone(model: keras.Model, trainable: Mapping[str, bool], frozen: b
       frozen: whether the backbone is to be left alone.
     """
     for layer in model.layers:
-        is_backbone = not layer.name.startswith((GATER_PREFIX, "logits"))
+        is_backbone = layer.name != "logits" and not layer.name.startswith(GATER_PREFIX)
         layer.trainable = trainable[layer.name] and not (frozen and is_backbone)
     model.make_train_function(force=True)
 
@@ -146,7 +146,7 @@ def set_weight_decay(model: keras.Model, weight_decay: float) -> None:
     """
     if weight_decay:
         for variable in model.trainable_variables:
-            if variable.name == "kernel":
+            if variable.name.endswith("kernel"):
                 variable.regularizer = keras.regularizers.L2(weight_decay / 2)
 
 

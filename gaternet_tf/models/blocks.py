@@ -9,30 +9,12 @@ from gaternet_tf.layers import SqueezeExcite, batch_normalization
 from gaternet_tf.seeds import derive_seed
 
 
-def convolve(x, name, filters, kernel_size, strides=1, relu=True, seed=0, synchronized=False):
-    """Builds a convolution without bias, batch normalisation and ReLU.
+def convolution(name, filters, kernel_size, strides=1, seed=0) -> layers.Conv2D:
+    """Returns a convolution without bias, which pads by itself only where it is not strided.
 
-    A strided convolution pads `(kernel_size - 1) / 2` pixels on *every* side, where TensorFlow's
-    own "same" would pad only right and bottom.
-
-    Args:
-      x: KerasTensor [batch, height, width, channels].
-      name: of the convolution, and the start of the other layers' names.
-      filters: number of filters.
-      kernel_size: odd side of the kernel, pixels.
-      strides: step in both directions, pixels.
-      relu: whether a ReLU follows.
-      seed: the run's seed; the kernel (He normal, not truncated, fan-out) draws its own from it.
-      synchronized: whether batch normalisation uses the moments of all replicas.
-
-    Returns:
-      KerasTensor [batch, ceil(height / strides), ceil(width / strides), filters].
+    Its kernel (He normal, not truncated, fan-out) draws its own seed from the run's and its name.
     """
-    if strides > 1 and kernel_size > 1:
-        x = layers.ZeroPadding2D(kernel_size // 2, data_format="channels_last", name=f"{name}_pad")(
-            x
-        )
-    x = layers.Conv2D(
+    return layers.Conv2D(
         filters,
         kernel_size,
         strides=strides,
@@ -46,7 +28,33 @@ def convolve(x, name, filters, kernel_size, strides=1, relu=True, seed=0, synchr
             seed=derive_seed(seed, name),
         ),
         name=name,
-    )(x)
+    )
+
+
+def convolve(x, name, filters, kernel_size, strides=1, relu=True, seed=0, synchronized=False):
+    """Builds a convolution without bias, batch normalisation and ReLU.
+
+    A strided convolution pads `(kernel_size - 1) / 2` pixels on *every* side, where TensorFlow's
+    own "same" would pad only right and bottom.
+
+    Args:
+      x: KerasTensor [batch, height, width, channels].
+      name: of the convolution, and the start of the other layers' names.
+      filters: number of filters.
+      kernel_size: odd side of the kernel, pixels.
+      strides: step in both directions, pixels.
+      relu: whether a ReLU follows.
+      seed: the run's seed.
+      synchronized: whether batch normalisation uses the moments of all replicas.
+
+    Returns:
+      KerasTensor [batch, ceil(height / strides), ceil(width / strides), filters].
+    """
+    if strides > 1 and kernel_size > 1:
+        x = layers.ZeroPadding2D(kernel_size // 2, data_format="channels_last", name=f"{name}_pad")(
+            x
+        )
+    x = convolution(name, filters, kernel_size, strides, seed)(x)
     x = batch_normalization(synchronized, name=f"{name}_bn")(x)
     return layers.ReLU(name=f"{name}_relu")(x) if relu else x
 

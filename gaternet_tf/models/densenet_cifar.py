@@ -1,10 +1,9 @@
 """DenseNet-BC for small images (Huang et al. 2017)."""
 
-import keras
 from keras import layers
 
 from gaternet_tf.layers import batch_normalization
-from gaternet_tf.seeds import derive_seed
+from gaternet_tf.models.blocks import convolution
 
 BLOCKS = 3
 COMPRESSION = 0.5
@@ -34,21 +33,7 @@ def densenet_features(images, depth, growth, prefix="", synchronized=False, seed
         return layers.ReLU(name=f"{prefix}{name}_relu")(x)
 
     def convolve(x, name, filters, kernel_size):
-        initializer = keras.initializers.VarianceScaling(
-            scale=2.0,
-            mode="fan_out",
-            distribution="untruncated_normal",
-            seed=derive_seed(seed, prefix + name),
-        )
-        return layers.Conv2D(
-            filters,
-            kernel_size,
-            padding="same",
-            data_format="channels_last",
-            use_bias=False,
-            kernel_initializer=initializer,
-            name=prefix + name,
-        )(x)
+        return convolution(prefix + name, filters, kernel_size, seed=seed)(x)
 
     x = convolve(images, "stem", 2 * growth, 3)
     for block in range(1, BLOCKS + 1):

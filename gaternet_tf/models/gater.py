@@ -11,6 +11,11 @@ from gaternet_tf.seeds import derive_seed
 GATER_PREFIX = "gater_"
 
 
+def is_gater(name: str) -> bool:
+    """Returns whether a layer of this name belongs to the gater of a GaterNet."""
+    return name.startswith(GATER_PREFIX) or name in ("gates", "gate_split")
+
+
 def dense(units, name, seed, bias=0.0, **kwargs):
     """A dense layer with a constant bias and a kernel seeded by the layer's own name."""
     return layers.Dense(

@@ -9,7 +9,7 @@ from keras import layers
 from gaternet_tf.errors import UserError
 from gaternet_tf.layers import GateSplit, SemHash
 from gaternet_tf.models.gate_map import GateMap, GateSegment, gate_map
-from gaternet_tf.models.gater import gate_preactivations
+from gaternet_tf.models.gater import GATER_PREFIX, gate_preactivations, is_gater
 from gaternet_tf.models.graph import Filters, GraphWalk, require_functional, symbols_of
 from gaternet_tf.seeds import derive_seed
 
@@ -69,7 +69,11 @@ def gate_model(
     plain = require_functional(model)
     if len(gate_map(plain)):
         raise UserError(f"model '{model.name}' has gates already; give the plain network")
-    # A picture's last layer may be followed by its gate.
+    if taken := [each.name for each in plain.operations if is_gater(each.name)]:
+        raise UserError(
+            f"layers called {GATER_PREFIX}..., gates or gate_split are the gater's, and model "
+            f"'{model.name}' has {', '.join(taken[:LISTED])}; rename them"
+        )
     plain_outputs = _by_name(plain, plain.output)
     if "gates" in plain_outputs:
         raise UserError(f"an output of model '{model.name}' is called 'gates'; rename it")
@@ -81,7 +85,8 @@ def gate_model(
                 "take logits; build it with a linear output (classifier_activation=None)",
                 flush=True,
             )
-    reserved = {"gates"} | {
+    # The last layer of a picture that goes out is followed by its gate, which has the name then.
+    reserved = {
         name
         for name, tensor in plain_outputs.items()
         if tensor._keras_history.operation.name != name or len(tensor.shape) == 4

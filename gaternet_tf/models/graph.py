@@ -17,6 +17,11 @@ from gaternet_tf.errors import UserError
 from gaternet_tf.layers import GateFilters
 from gaternet_tf.seeds import derive_seed
 
+FILTERS = (
+    *(layers.Conv2D, layers.SeparableConv2D, layers.Conv2DTranspose, layers.DepthwiseConv2D),
+    layers.Dense,
+)
+"""Layers of filters, where their output is [batch, height, width, channels]."""
 RIDES = (
     *(layers.ReLU, layers.LeakyReLU, layers.PReLU, layers.ELU, layers.Dropout),
     *(layers.SpatialDropout2D, layers.ZeroPadding2D, layers.MaxPooling2D),
@@ -62,13 +67,6 @@ def require_functional(model) -> keras.Model:
 def symbols_of(model: keras.Model):
     """Returns new symbolic inputs of a model's shapes."""
     return keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), model.input)
-
-
-FILTERS = (
-    *(layers.Conv2D, layers.SeparableConv2D, layers.Conv2DTranspose, layers.DepthwiseConv2D),
-    layers.Dense,
-)
-"""Layers of filters, where their output is [batch, height, width, channels]."""
 
 
 def rides(operation) -> bool:

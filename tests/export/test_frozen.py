@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from export.frozen import FrozenNetwork
 from export.specializing import SpecializedNetwork, agreement, calibrate
-from gaternet_tf import build_gaternet
+from gaternet_tf import UserError, build_gaternet
 
 IMAGES = np.random.default_rng(0).normal(size=(64, 16, 16, 3)).astype(np.float32)
 LABELS = np.zeros(64, np.int64)
@@ -157,3 +157,10 @@ def test_macs_of_what_is_left_equal_a_count_by_hand():
         report = SpecializedNetwork(model, calibration, mode).report()
         assert report["macs_before"] == backbone + gater
         assert report["macs_after"] == expected
+
+
+@pytest.mark.parametrize("gated_convs", ["shortcut", "stem"])
+def test_gates_whose_filters_cannot_be_left_out_are_refused(gated_convs):
+    model = network(gated_convs=gated_convs)
+    with pytest.raises(UserError, match=r"specialize needs gates .* it goes into stage"):
+        SpecializedNetwork(model, calibrate(model, [(IMAGES, LABELS)]), "calibrated")

@@ -46,6 +46,10 @@ def test_other_paths_are_checked_alike(call, capsys):
 
 def test_a_home_directory_is_expanded(call, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    done = call("train.summary", "--backbone=~/net.keras")
+    done.assert_refused(f"'{tmp_path}/home/net.keras' does not exist")
+    for flag in ("--backbone=", "--gater=", "--weights=", "--weights=gs://x/net.keras"):
+        call("train.main", flag).assert_refused(REFUSED.format(flag.partition("=")[2]))
     call("train.evaluate", "--workdir=~/run").assert_refused(f"'{tmp_path}/home/run' is none")
 
 

@@ -7,7 +7,7 @@ from helpers import run_python
 
 from gaternet_tf.runs import RunDirectory
 from train.config import TrainingConfig
-from train.recipe import build_and_compile, learning_rate_schedule, make_optimizer
+from train.recipe import build_and_compile, learning_rate_schedule, make_optimizer, set_weight_decay
 
 STEPS = 10
 
@@ -74,3 +74,12 @@ def test_what_a_run_leaves_loads_where_only_the_library_is_imported(trained, tmp
     assert done.status == 0, done.err
     gated, plain = "112 float32", "0 float32"
     assert done.out.splitlines() == [gated, gated, gated, plain, plain, "112 bfloat16"]
+
+
+def test_weight_decay_is_on_every_kind_of_kernel_and_on_nothing_else():
+    layers = [keras.layers.SeparableConv2D(2, 3), keras.layers.DepthwiseConv2D(3)]
+    layers += [keras.layers.BatchNormalization(), keras.layers.Dense(2)]
+    model = keras.Sequential([keras.Input((8, 8, 1)), *layers])
+    set_weight_decay(model, 0.1)
+    decayed = {weight.name for weight in model.trainable_variables if weight.regularizer}
+    assert decayed == {"depthwise_kernel", "pointwise_kernel", "kernel"}

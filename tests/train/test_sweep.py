@@ -98,10 +98,9 @@ def test_a_sweep_trains_what_is_missing_and_names_what_failed(data_dir, tmp_path
 
 def test_a_signal_stops_the_runs_and_the_sweep(tmp_path):
     with running("train.sweep", *FLAGS, "--seeds=0,1", cwd=tmp_path) as process:
-        while not process.stdout.readline().startswith("[1/2]"):
-            pass
+        assert any(line.startswith("[1/2]") for line in process.stdout)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "[2/2]" not in out
     assert err.endswith("train.sweep: stopped; the same command goes on\n")
