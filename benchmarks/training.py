@@ -3,8 +3,8 @@
     python -m benchmarks.training --backbone=resnet20
 
 All contenders of a table take turns in one run, so that other load of the machine slows them alike;
-compare ratios, not times. With PyTorch installed (pip install '.[torch]') the same network written
-in PyTorch takes part.
+compare ratios, not times. With PyTorch installed (pip install '.[torch]') a ResNet of basic units
+written in PyTorch takes part.
 """
 
 import os
@@ -19,8 +19,8 @@ from gaternet_tf.command import run, run_command
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("backbone", "resnet20", "ResNet of basic units that is gated.")
-flags.DEFINE_string("gater", "resnet20", "ResNet that gates it.")
+flags.DEFINE_string("backbone", "resnet20", "Network that is gated.")
+flags.DEFINE_string("gater", "resnet20", "Network that gates it.")
 flags.DEFINE_integer("batch_size", 128, "Images per step.", lower_bound=1)
 flags.DEFINE_integer("rounds", 5, "Turns of each contender; medians are printed.", 1)
 flags.DEFINE_integer("steps", 3, "Steps per turn.", lower_bound=1)
@@ -157,7 +157,9 @@ def input_pipeline():
 
 
 def torch_contender() -> dict:
-    """Returns the gated network in PyTorch, channels last, or nothing without PyTorch."""
+    """Returns a gated ResNet in PyTorch, channels last, or nothing without PyTorch."""
+    if not FLAGS.backbone.startswith("resnet"):
+        return {}
     try:
         from benchmarks.torch_network import training_step
     except ImportError:

@@ -27,6 +27,8 @@ from keras import layers
 from gaternet_tf.layers import GateFilters, GateSplit, SqueezeExcite
 from gaternet_tf.models.gate_map import gate_map
 from gaternet_tf.models.graph import (
+    ZERO_KEEPING,
+    ZERO_KEEPING_OPERATIONS,
     as_functional,
     is_operation,
     require_functional,
@@ -46,12 +48,7 @@ KEEPING = (
     *(layers.ReLU, layers.LeakyReLU, layers.PReLU, layers.ELU),
 )
 """Layers behind which a channel that is off is still 0."""
-KEEPING_OPERATIONS = {
-    *("Relu", "Relu6", "Silu", "Gelu", "HardSilu", "LeakyRelu", "Elu", "Tanh", "Multiply"),
-}
-KEEPING_ACTIVATIONS = {
-    *("linear", "relu", "relu6", "silu", "gelu", "hard_silu", "leaky_relu", "elu", "tanh"),
-}
+KEEPING_OPERATIONS = {*ZERO_KEEPING_OPERATIONS, "Multiply"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +186,7 @@ def macs_of(model: keras.Model) -> Macs:
 def _keeps_zeros(operation, tensor, result) -> bool:
     """Returns whether channels that are 0 are the same ones and 0 behind an operation."""
     if isinstance(operation, layers.Activation):
-        return getattr(operation.activation, "__name__", "") in KEEPING_ACTIVATIONS
+        return getattr(operation.activation, "__name__", "") in ZERO_KEEPING
     if isinstance(operation, layers.Reshape):
         return result.shape[-1] == tensor.shape[-1]
     return is_operation(operation, KEEPING, KEEPING_OPERATIONS)

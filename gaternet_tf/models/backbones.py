@@ -13,7 +13,7 @@ from keras import layers
 
 from gaternet_tf.errors import UserError
 from gaternet_tf.models.densenet_cifar import densenet_features
-from gaternet_tf.models.graph import GraphWalk, copy_weights, require_functional
+from gaternet_tf.models.graph import GraphWalk, copy_weights, is_operation, require_functional
 from gaternet_tf.models.resnet_cifar import GATED_CONVS, WIDTH, resnet_features, resnet_spec
 from gaternet_tf.models.resnet_imagenet import UNITS, resnet_imagenet_features
 from gaternet_tf.runs import is_run
@@ -21,8 +21,12 @@ from gaternet_tf.runs import is_run
 KERAS = "keras:"
 IMAGENET, NO_WEIGHTS = "imagenet", "none"
 """Values of `weights` that are no file."""
-CLASSIFIER = (layers.Dense, layers.Activation, layers.Softmax, layers.Dropout, layers.Flatten)
-"""What follows the last features of a classifier."""
+IMAGENET_CLASSES = 1000
+BEHIND_CLASSIFIER = (
+    *(layers.Activation, layers.Softmax, layers.Dropout, layers.Flatten, layers.Reshape),
+)
+BEHIND_CLASSIFIER_OPERATIONS = {"Softmax", "LogSoftmax", "Sigmoid", "Reshape", "Squeeze"}
+"""What may follow the layer that makes class scores."""
 FORMS = (
     "resnetD (a ResNet for small images of any legal depth, such as resnet20 or resnet164), "
     "imagenet-resnet18 (or 34, 50, 101, 152), densenet-bc-100-12 (depth 6n+4 and growth), "
@@ -135,8 +139,11 @@ def _keras_application(name) -> Backbone:
         settings = {"include_top": False, "input_shape": images.shape[1:], "pooling": "avg"}
         try:
             model = build(weights=None, **settings)
-            if is_file and weights.endswith(".keras"):
-                copy_network(load_plain(weights), model)
+            if is_file:
+                source = load_plain(weights) if weights.endswith(".keras") else None
+                _require_same_rescaling(name, model, source)
+            if is_file and source:
+                copy_network(source, model)
             elif has_weights:
                 model = build(weights=weights, **settings)
         except UserError:
@@ -156,6 +163,22 @@ def _keras_application(name) -> Backbone:
         return walk.run(model, images)
 
     return Backbone(name, features, (mean[order].tolist(), deviation[order].tolist()))
+
+
+def _require_same_rescaling(name, model, source):
+    """Refuses a file of weights for a network that Keras builds otherwise for ImageNet's weights.
+
+    Those of EfficientNetB0 to B7 have a `Rescaling` more, which `.weights.h5` does not tell.
+    """
+    counts = [
+        sum(isinstance(layer, layers.Rescaling) for layer in each.layers)
+        for each in (model, source or model)
+    ]
+    if counts[0] != counts[1] or (not source and name.startswith(f"{KERAS}EfficientNetB")):
+        raise UserError(
+            f"'{name}' has another Rescaling with ImageNet's weights than without; give "
+            "--weights=imagenet, or save the whole network and give --backbone=FILE.keras"
+        )
 
 
 def load_plain(path: str) -> keras.Model:
@@ -194,12 +217,39 @@ def copy_network(source: keras.Model, model: keras.Model) -> None:
             copy_weights(theirs[layer.name], layer)
 
 
+def source_of(name: str, weights: str | None, classes: int) -> keras.Model | None:
+    """Returns the network that a backbone's weights are of, with its classifier, if it may fit."""
+    if weights == IMAGENET and classes == IMAGENET_CLASSES:
+        return vars(keras.applications)[name.removeprefix(KERAS)](weights=IMAGENET)
+    files = [weights] if weights not in (None, IMAGENET) else [name]
+    return next((load_plain(file) for file in files if file.endswith(".keras")), None)
+
+
 def copy_classifier(source: keras.Model, logits: keras.layers.Dense) -> None:
-    """Copies the weights of a network's last dense layer, if its classes are as many."""
-    dense = [layer for layer in source.layers if isinstance(layer, layers.Dense)]
-    shapes = [[tuple(weight.shape) for weight in layer.weights] for layer in (*dense[-1:], logits)]
-    if shapes[0] == shapes[-1] and dense:
-        logits.set_weights(dense[-1].get_weights())
+    """Copies the weights of a network's classifier, if its features and classes are as many."""
+    classifier, _ = _split_classifier(require_functional(source))
+    if classifier is not None:
+        kernel, *bias = classifier.get_weights()
+        kernel = kernel.reshape(kernel.shape[-2:])  # Of a 1x1 convolution, too.
+        if [kernel.shape, *(b.shape for b in bias)] == [tuple(w.shape) for w in logits.weights]:
+            logits.set_weights([kernel, *bias])
+
+
+def _split_classifier(model):
+    """Returns the layer that makes the class scores, or None, and the symbol of the features.
+
+    It is the last dense layer, or a 1x1 convolution of one place.
+    """
+    tensor = model.outputs[0]
+    while True:
+        operation = tensor._keras_history.operation
+        is_dense = isinstance(operation, layers.Dense) and len(tensor.shape) == 2
+        is_convolution = isinstance(operation, layers.Conv2D) and operation.kernel_size == (1, 1)
+        if is_dense or (is_convolution and operation.input.shape[1:3] == (1, 1)):
+            return operation, operation.input
+        if not is_operation(operation, BEHIND_CLASSIFIER, BEHIND_CLASSIFIER_OPERATIONS):
+            return None, model.outputs[0]
+        tensor = operation.input
 
 
 def _from_file(path, images, prefix="", seed=0, synchronized=False, weights=None):
@@ -210,8 +260,8 @@ def _from_file(path, images, prefix="", seed=0, synchronized=False, weights=None
     return x
 
 
-def features_of(model: keras.Model, images, prefix="", seed=None, synchronized=False):
-    """Returns the pooled features [batch, features] of a clone of any CNN, without its classifier.
+def features_of(model: keras.Model, images, prefix="", seed=None, synchronized=False, pooled=False):
+    """Returns the features [batch, features] of a clone of any CNN, without its classifier.
 
     Args:
       model: functional or sequential, of one picture.
@@ -219,6 +269,7 @@ def features_of(model: keras.Model, images, prefix="", seed=None, synchronized=F
       prefix: put before every layer's name.
       seed: for new weights; None takes the model's.
       synchronized: whether batch normalisation uses the moments of all replicas.
+      pooled: whether hidden dense layers before the classifier are left out, too.
 
     Raises:
       UserError: for a model that is no CNN of one picture, or of other pictures than these.
@@ -233,11 +284,13 @@ def features_of(model: keras.Model, images, prefix="", seed=None, synchronized=F
         )
     if any(ours not in (None, theirs) for ours, theirs in zip(expected, got, strict=True)):
         raise UserError(
-            f"network '{model.name}' takes pictures of {expected}, and these are {got}; a gater's "
-            "are scaled by gater_size"
+            f"network '{model.name}' takes pictures of {expected}, and these are {got}; give "
+            f"{'gater_size' if prefix else 'image_size'}"
         )
-    features = plain.outputs[0]
-    while isinstance(features._keras_history.operation, CLASSIFIER) and len(features.shape) == 2:
+    classifier, features = _split_classifier(plain)
+    while pooled and classifier is not None:
+        classifier, features = _split_classifier(keras.Model(plain.inputs, features))
+    while pooled and isinstance(features._keras_history.operation, layers.Flatten | layers.Dropout):
         features = features._keras_history.operation.input
     if len(features.shape) not in (2, 4):
         raise UserError(

@@ -5,7 +5,7 @@ from keras import layers
 
 from gaternet_tf.errors import UserError
 from gaternet_tf.layers import batch_normalization
-from gaternet_tf.models.backbones import features_of, find_backbone
+from gaternet_tf.models.backbones import features_of, find_backbone, load_plain
 from gaternet_tf.seeds import derive_seed
 
 GATER_PREFIX = "gater_"
@@ -61,12 +61,14 @@ def gate_preactivations(
     if size is not None:
         resize = layers.Resizing(size, size, data_format="channels_last", name="gater_resize")
         images = resize(images)
+    if isinstance(gater, str) and gater.endswith(".keras"):
+        gater = load_plain(gater)
     if isinstance(gater, str):
         x = find_backbone(gater).features(
             images, prefix=GATER_PREFIX, seed=seed, synchronized=synchronized
         )
     else:
-        x = features_of(gater, images, GATER_PREFIX)
+        x = features_of(gater, images, GATER_PREFIX, pooled=True)
     x = dense(bottleneck, "gater_fc1", seed)(x)
     if head_batch_norm:
         x = batch_normalization(synchronized, name="gater_fc1_normalization")(x)

@@ -5,12 +5,7 @@ import re
 import keras
 
 from gaternet_tf.errors import UserError
-from gaternet_tf.models.backbones import (
-    NO_WEIGHTS,
-    copy_classifier,
-    find_backbone,
-    load_plain,
-)
+from gaternet_tf.models.backbones import copy_classifier, find_backbone, source_of
 from gaternet_tf.models.gater import dense
 from gaternet_tf.models.gating import gate_model
 from gaternet_tf.models.resnet_cifar import ATTENTION, WIDTH
@@ -90,9 +85,8 @@ def build_gaternet(
     logits = dense(num_classes, "logits", seed, dtype="float32")(features)
     name = re.sub(r"\W+", "_", backbone)
     plain = keras.Model(images, {"logits": logits}, name=name)
-    file = next((f for f in (weights, backbone) if f and f.endswith(".keras")), None)
-    if file and weights != NO_WEIGHTS:
-        copy_classifier(load_plain(file), plain.get_layer("logits"))
+    if source := source_of(backbone, weights, num_classes):
+        copy_classifier(source, plain.get_layer("logits"))
     if not gated:
         return plain
     return gate_model(

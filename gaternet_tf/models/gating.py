@@ -10,7 +10,13 @@ from gaternet_tf.errors import UserError
 from gaternet_tf.layers import GateSplit, SemHash
 from gaternet_tf.models.gate_map import GateMap, GateSegment, gate_map
 from gaternet_tf.models.gater import GATER_PREFIX, gate_preactivations, is_gater
-from gaternet_tf.models.graph import Filters, GraphWalk, require_functional, symbols_of
+from gaternet_tf.models.graph import (
+    Filters,
+    GraphWalk,
+    copy_weights,
+    require_functional,
+    symbols_of,
+)
 from gaternet_tf.seeds import derive_seed
 
 LISTED = 5
@@ -107,6 +113,11 @@ def gate_model(
             "the gater needs an input of pictures, [batch, height, width, channels], and those of "
             f"'{model.name}' are {[tuple(t.shape) for t in plain.inputs]}"
         )
+    for layer in plan.scaling:  # The gater, too, sees what the model's own preprocessing makes.
+        name = f"{GATER_PREFIX}{layer.name}"
+        scale = type(layer).from_config({**layer.get_config(), "name": name})
+        images = scale(images)
+        copy_weights(layer, scale)
     preactivations = gate_preactivations(
         images,
         gater,

@@ -27,16 +27,24 @@ RIDES = (
     *(layers.SpatialDropout2D, layers.ZeroPadding2D, layers.MaxPooling2D),
 )
 """Layers that treat each channel by itself and leave zeros zeros, or are activations."""
-RIDING_OPERATIONS = {
-    *("Relu", "Relu6", "Silu", "Gelu", "HardSilu", "LeakyRelu", "Elu", "Tanh", "Sigmoid"),
+ZERO_KEEPING_OPERATIONS = {
+    *("Relu", "Relu6", "Silu", "Gelu", "HardSilu", "LeakyRelu", "Elu", "Tanh"),
 }
-CHANNELWISE = {
+RIDING_OPERATIONS = {*ZERO_KEEPING_OPERATIONS, "Sigmoid"}
+ZERO_KEEPING = {
     *("linear", "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "silu", "gelu", "mish"),
-    *("tanh", "sigmoid", "hard_sigmoid", "hard_silu", "hard_tanh", "softplus", "softsign"),
-    *("exponential", "log_sigmoid", "squareplus", "sparse_plus"),
+    *("tanh", "hard_silu", "hard_tanh", "softsign"),
+}
+"""Names of the activations that treat each channel by itself and leave 0 as it is."""
+CHANNELWISE = {
+    *ZERO_KEEPING,
+    *("sigmoid", "hard_sigmoid", "softplus", "exponential", "log_sigmoid", "squareplus"),
+    "sparse_plus",
 }
 """Names of the activations that treat each channel by itself; of others this is not known."""
 GLOBAL_POOLING = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
+SCALING = (layers.Rescaling, layers.Normalization)
+"""Layers of a network's own preprocessing, in front of everything else."""
 MERGES = (layers.Add, layers.Concatenate, layers.Average, layers.Maximum)
 MERGING_OPERATIONS = {"Add", "Concatenate"}
 
@@ -125,6 +133,7 @@ class GraphWalk:
     Attributes:
       filters: what can be gated, by name, in the order of the graph.
       opaque: names of layers that may have convolutions inside, where they are not seen.
+      scaling: the layers that scale the first picture before anything else reads it.
     """
 
     def __init__(
@@ -142,6 +151,8 @@ class GraphWalk:
         self.reserved = reserved
         self.filters: dict[str, Filters] = {}
         self.opaque: list[str] = []
+        self.scaling: list[keras.Layer] = []
+        self._picture: int | None = None
         self._names: dict[int, str] = {}
         self._clones: dict[int, tuple] = {}
         self._tensors: list = []  # Kept alive, since the rest is by their ids.
@@ -153,6 +164,7 @@ class GraphWalk:
 
     def run(self, model: keras.Model, inputs):
         """Returns the outputs of the model, or of its clone, on other inputs."""
+        self._picture = next((id(t) for t in tensors_in(inputs) if len(t.shape) == 4), None)
         outputs = keras.tree.map_structure(self._land, self._run(model, inputs, self.prefix))
         for old, new in self._clones.values():
             if self.seed is None or isinstance(old, layers.Normalization):
@@ -195,6 +207,9 @@ class GraphWalk:
         outputs = call(*args, **kwargs)
         results = tensors_in(outputs)
         self._tensors += results
+        if isinstance(operation, SCALING) and id(tensors[0]) == self._picture:
+            self._picture = id(results[0])
+            self.scaling.append(operation)
         is_filters = isinstance(operation, FILTERS) and len(results[0].shape) == 4
         if is_filters:
             _require_channels_last(operation)

@@ -136,3 +136,55 @@ def test_a_run_starts_from_a_plain_run_and_first_leaves_its_backbone_alone(data_
     assert (np.asarray(trained) != np.asarray(start.get_layer("gater_fc2").kernel)).any()
     assert all(layer.trainable for layer in models["free"].layers)
     assert open_run(tmp_path / "frozen").preprocessing == plain.preprocessing
+
+
+def test_imagenet_s_classifier_is_kept_and_a_further_rescaling_is_not_lost(monkeypatch, tmp_path):
+    real = keras.applications.MobileNetV2
+    settings = {"alpha": 0.35, "weights": None}
+    published = real(**settings)
+
+    def fetch(weights=None, **rest):
+        model = real(**{**rest, **settings})
+        if weights == "imagenet":
+            for layer in filter(lambda layer: layer.weights, model.layers):
+                layer.set_weights(published.get_layer(layer.name).get_weights())
+        return model
+
+    monkeypatch.setattr(keras.applications, "MobileNetV2", fetch)
+    kept, new = (
+        build_gaternet("keras:MobileNetV2", "none", (32, 32, 3), classes, weights="imagenet")
+        for classes in (1000, 999)
+    )
+    wanted = published.get_layer("predictions").get_weights()
+    for ours, theirs in zip(kept.get_layer("logits").get_weights(), wanted, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert new.output["logits"].shape == (None, 999)
+
+    for name in ("own.weights.h5", "own.keras"):
+        with pytest.raises(UserError, match="another Rescaling with ImageNet's weights"):
+            images = keras.Input((32, 32, 3))
+            scaled = keras.layers.Rescaling(0.5)(keras.layers.Rescaling(1 / 255)(images))
+            keras.Model(images, scaled).save(tmp_path / "own.keras")
+            file = str(tmp_path / name)
+            build_gaternet("keras:EfficientNetB0", "none", (32, 32, 3), 3, weights=file)
+
+
+@pytest.mark.parametrize("scores", ["convolution", "hidden dense"])
+def test_a_classifier_is_the_last_layer_that_makes_scores(tmp_path, scores):
+    images = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(4, 3, activation="relu")(images)
+    if scores == "convolution":
+        x = keras.layers.GlobalAveragePooling2D(keepdims=True)(x)
+        outputs = keras.ops.softmax(keras.layers.Flatten()(keras.layers.Conv2D(3, 1)(x)))
+    else:
+        x = keras.layers.Dense(5, activation="relu", name="hidden")(keras.layers.Flatten()(x))
+        outputs = keras.layers.Dense(3, activation="softmax")(x)
+    plain = keras.Model(images, outputs)
+    file = str(tmp_path / "plain.keras")
+    plain.save(file)
+    picture = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    alike = build_gaternet(file, "none", (8, 8, 3), 3)
+    probabilities = keras.ops.softmax(alike(picture)["logits"])
+    np.testing.assert_allclose(probabilities, plain(picture), atol=1e-6)
+    gated = gate_model(alike, gater=plain)
+    assert gated.get_layer("gater_fc1").input.shape == (None, 4)

@@ -360,9 +360,12 @@ def test_a_gater_loses_its_classifier_and_may_see_a_smaller_picture():
 
 def test_pictures_of_bytes_reach_the_gater_as_numbers():
     images = keras.Input((8, 8, 3), dtype="uint8")
-    x = conv(4)(layers.Rescaling(1 / 255)(images))
+    x = conv(4)(layers.Rescaling(1 / 255, name="scale")(images))
     gated = gate_model(keras.Model(images, layers.GlobalAveragePooling2D()(x)), "resnet8")
     assert gated(np.full([1, 8, 8, 3], 9, np.uint8))["gates"].shape == (1, 4)
+    # And on the scale that the network's own preprocessing gives them.
+    assert gated.get_layer("gater_stem").input is gated.get_layer("gater_scale").output
+    assert gated.get_layer("gater_scale").scale == 1 / 255
 
 
 class Hidden(keras.layers.Layer):
@@ -420,7 +423,7 @@ REFUSALS = {
     "size": (
         sequential,
         {"gater": lambda: after(conv(4), shape=(9, 9, 3))},
-        r"takes pictures of \(9, 9, 3\), and these are \(8, 8, 3\); .* scaled by gater_size",
+        r"takes pictures of \(9, 9, 3\), and these are \(8, 8, 3\); give gater_size",
     ),
     "two_pictures": (sequential, {"gater": siamese}, "must be a CNN of one picture"),
     "gater": (sequential, {"gater": "vgg"}, "a network must be resnetD"),
