@@ -1,17 +1,16 @@
-"""Times exports of a run as a model server runs them: python -m benchmarks.export --workdir=RUN
+"""Times exports as a model server runs them: python -m benchmarks.export
 
-Prints a table: Keras' own graph, ours as trained, folded, specialized, and the plain backbone,
-folded; each at several batch sizes and two thread settings, and with the extra [bench] OpenVINO on
-the same weights. For each thread setting one process loads the exports into TensorFlow's v1
-Session, where they take turns, so that a noisy machine is noisy for all of them; OpenVINO runs
-after them.
+Prints a table. Its networks have untrained weights and gates that are on for a given share: settled
+(the same for every picture) or by picture. For each setting one process loads all exports into
+TensorFlow's v1 Session, where they take turns, so that a noisy machine is noisy for all of them;
+compare ratios. With the extra [bench] OpenVINO runs the plain network after them.
 """
 
+import json
 import pathlib
 import statistics
 import tempfile
 import time
-import unittest.mock
 
 from absl import flags
 
@@ -19,119 +18,161 @@ from gaternet_tf.command import define_path, run, run_command
 
 FLAGS = flags.FLAGS
 
-define_path("workdir", None, "Directory of a finished run.", required=True)
-define_path("data_dir", None, "TFDS directory with the run's dataset.")
+flags.DEFINE_multi_string(
+    "network",
+    [
+        *("keras:ResNet50", "keras:DenseNet121", "keras:MobileNetV2", "keras:VGG16"),
+        *("resnet20", "resnet56", "resnet164"),
+    ],
+    "Backbones: resnetD with pictures of 32 pixels and a ResNet-20 as gater, all others with 224 "
+    "and a ResNet-18 that sees 112.",
+)
+flags.DEFINE_multi_float("rate", [0.25, 0.5, 0.75], "Shares of gates that are on.", 0.0, 1.0)
 flags.DEFINE_multi_integer("batch", [1, 8, 32], "Batch sizes.", lower_bound=1)
-flags.DEFINE_integer("rounds", 30, "Timed calls of each.", lower_bound=2)
+flags.DEFINE_multi_integer("threads", [1, 2], "Threads of an operation.", lower_bound=1)
+flags.DEFINE_multi_integer("onednn", [1, 0], "1 with oneDNN, 0 without.", 0, 1)
+flags.DEFINE_integer("rounds", 10, "Timed calls of each.", lower_bound=2)
+flags.DEFINE_bool("fold_only", False, "Compares only Keras' graph, folded and plain networks.")
+define_path("json", None, "File that the medians are written to, in milliseconds.")
+define_path("figure", None, "Draws time against share of gates on of the file --json, and ends.")
 
-THREADS = {"2 intra-op, 2 inter-op": (2, 2), "1 intra-op, 2 inter-op": (1, 2)}
-WARM_UP = 5
+WARM_UP = 2
 """Calls of each before the timed ones."""
 
 
 def main(argv):
     """Prints the table."""
-    return run_command("benchmarks.export", argv, print_table)
+    return run_command("benchmarks.export", argv, table)
 
 
-def print_table():
-    """Exports the run in all ways and lets them take turns."""
+def table():
+    """Builds each network in all ways and lets them take turns."""
+    if FLAGS.figure:
+        return draw()
+    heads = [f"batch {n}, ms | / plain" for n in FLAGS.batch]
+    print(f"| network | threads | oneDNN | export | {' | '.join(heads)} |")
+    print("|---|---|---|---" + "|---|---" * len(FLAGS.batch) + "|")
+    found = []
+    for name in FLAGS.network:
+        with tempfile.TemporaryDirectory() as scratch:
+            requests, plain, pictures = exports_of(name, pathlib.Path(scratch))
+            for onednn in FLAGS.onednn:
+                for threads in FLAGS.threads:
+                    rows = time_all(requests, plain, pictures, threads, onednn)
+                    print_rows(name, threads, onednn, rows)
+                    found += [
+                        [name, threads, onednn, export, [statistics.median(t) for t in times]]
+                        for export, times in rows.items()
+                    ]
+        if FLAGS.json:
+            pathlib.Path(FLAGS.json).write_text(json.dumps(found), encoding="utf-8")
+    return None
+
+
+def print_rows(name, threads, onednn, rows):
+    """Prints the rows of one setting: medians (first to third quartile), and their ratios."""
+    for export, times in rows.items():
+        cells = []
+        for seconds, plain in zip(times, rows["plain, folded"], strict=True):
+            low, middle, high = statistics.quantiles([1000 * value for value in seconds], n=4)
+            ratio = middle / 1000 / statistics.median(plain)
+            cells.append(f"{middle:.2f} ({low:.2f} to {high:.2f}) | {ratio:.2f}")
+        setting = f"{name} | {threads} | {'yes' if onednn else 'no'}"
+        print(f"| {setting} | {export} | {' | '.join(cells)} |", flush=True)
+
+
+def time_all(requests, plain, pictures, threads, onednn) -> dict[str, list[list[float]]]:
+    """Returns the seconds of each call, by export and batch size."""
+    from export.session import run_requests
+
+    environment = {"TF_ENABLE_ONEDNN_OPTS": str(onednn)}
+    flat = [request for each in requests.values() for request in each]
+    answers = iter(run_requests(flat, WARM_UP, FLAGS.rounds, (threads, threads), environment))
+    rows = {name: [next(answers).seconds for _ in each] for name, each in requests.items()}
+    if times := time_openvino(plain, pictures, threads):
+        rows["plain, OpenVINO"] = times
+    return rows
+
+
+def exports_of(name, scratch):
+    """Writes all exports of a network; returns their requests by name, the plain one, pictures."""
     import numpy as np
 
-    from export.session import Request, run_requests
+    from export.conditional import ConditionalNetwork, gate_places
+    from export.costs import Costs, choose
+    from export.folding import fold
+    from export.program import read_program
+    from export.session import Request
+    from export.settling import settle
     from export.signatures import write_saved_model
-    from gaternet_tf.runs import open_run
+    from gaternet_tf.data import Preprocessing
+    from gaternet_tf.models import build_gaternet
 
-    run = open_run(FLAGS.workdir)
-    networks, pictures = networks_of(run)
-    images = [np.resize(pictures, (n, *run.preprocessing.shape)) for n in FLAGS.batch]
-    with tempfile.TemporaryDirectory() as scratch:
-        versions = [pathlib.Path(scratch) / str(number) for number in range(len(networks))]
-        for network, version in zip(networks.values(), versions, strict=True):
-            write_saved_model(network, run.preprocessing, run.labels, str(version))
-        requests = [
-            Request(version, "serving_default", {"images": batch})
-            for version in versions
-            for batch in images
+    small = name.startswith("resnet")
+    shape, classes = ((32, 32, 3), 10) if small else ((224, 224, 3), 1000)
+    gater, size = ("resnet20", None) if small else ("imagenet-resnet18", 112)
+    model = build_gaternet(name, gater, shape, classes, gated_convs="all", gater_size=size)
+    preprocessing = Preprocessing(*shape, (0.5,) * 3, (0.25,) * 3)
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (max(FLAGS.batch), *shape)).astype(np.uint8)
+    # Pictures of unlike contrast, since gates of plain noise hardly differ.
+    contrast = np.linspace(0.2, 1, len(pictures))[:, None, None, None]
+    pictures = (pictures * contrast).astype(np.uint8)
+    requests = {}
+
+    def write(title, network, order=None):
+        directory = scratch / str(len(requests))
+        write_saved_model(network, preprocessing, [str(n) for n in range(classes)], str(directory))
+        ordered = pictures if order is None else pictures[order]
+        requests[title] = [
+            Request(directory, "serving_default", {"images": ordered[:n]}) for n in FLAGS.batch
         ]
-        print("| threads | export | " + " | ".join(f"batch {n}, ms" for n in FLAGS.batch) + " |")
-        print("|---|---|" + "---|" * len(FLAGS.batch))
-        for title, (intra, inter) in THREADS.items():
-            answers = iter(run_requests(requests, WARM_UP, FLAGS.rounds, (intra, inter)))
-            rows = {name: [next(answers).seconds for _ in images] for name in networks}
-            if times := time_openvino(networks["folded"], images, intra):
-                rows["OpenVINO, folded"] = times
-            for name, times in rows.items():
-                cells = [quartiles(seconds) for seconds in times]
-                print(f"| {title} | {name} | {' | '.join(cells)} |", flush=True)
+
+    gates_at = _gates_by_picture(model, preprocessing.normalize(pictures))
+    gates_at(0.5)
+    folded = fold(read_program(model))
+    plain = folded.without_gates()
+    write("plain, folded", plain)
+    write("gated, Keras' graph", lambda images: model(images, training=False))
+    write("gated, folded", folded)
+    count = model.output["gates"].shape[1]
+    for rate in [] if FLAGS.fold_only else FLAGS.rate:
+        off = rng.random(count) >= rate
+        write(f"{rate:.0%} on, settled", settle(folded, ~off, off))
+    for rate in [] if FLAGS.fold_only else FLAGS.rate:
+        order = gates_at(rate)
+        program = fold(read_program(model))
+        chosen = choose(program, gate_places(program), np.full(count, rate), Costs())
+        network = ConditionalNetwork(program, chosen, max(FLAGS.batch))
+        write(f"{rate:.0%} on, by picture", network, order)
+    return requests, plain, pictures
 
 
-def quartiles(seconds) -> str:
-    """Returns the median (first to third quartile) as text, in milliseconds."""
-    low, middle, high = statistics.quantiles([1000 * value for value in seconds], n=4)
-    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+def _gates_by_picture(model, images):
+    """Returns a function of a rate, which sets the bias of each gate so that it is on for so many.
 
-
-def networks_of(run) -> tuple[dict, list]:
-    """Returns the networks to compare, by name, and test pictures to time them on.
-
-    They are no noise, on which settled gates could be others.
+    The function returns the order of the pictures, those with that share of gates on first.
     """
-    from export.frozen import FrozenNetwork
-    from export.specializing import MODES, SpecializedNetwork, calibrate
-    from gaternet_tf import build_gaternet, gate_map
-    from gaternet_tf.data import evaluation_batches
-    from gaternet_tf.evaluation import dataset_with_classes
-
-    model = run.load_model()
-    keras_own = with_keras_batch_normalization(model)
-    plain = build_gaternet(
-        run.config["backbone"],
-        "none",
-        run.preprocessing.shape,
-        len(run.labels),
-        width=run.config["width"],
-    )
-    networks = {
-        "Keras' own": lambda images: keras_own(images, training=False),
-        "as trained": lambda images: model(images, training=False),
-        "folded": FrozenNetwork(model),
-        "plain backbone, folded": FrozenNetwork(plain),
-    }
-    recorded = run.document["dataset"]
-    data = dataset_with_classes(
-        run.labels, run.config, recorded, None, FLAGS.data_dir, download=False
-    )
-    if len(gate_map(model)):
-        batches = evaluation_batches(data, run.preprocessing, 250, data.train_split)
-        calibration = calibrate(model, batches)
-        for mode in MODES:
-            networks[f"specialized, {mode}"] = SpecializedNetwork(model, calibration, mode)
-    examples = data.examples(data.test_split).take(max(FLAGS.batch))
-    return networks, [run.preprocessing.fit(image) for image, _ in examples]
-
-
-def with_keras_batch_normalization(model):
-    """Returns a copy of a model with Keras' batch normalisation in its convolutions."""
     import keras
+    import numpy as np
 
-    from gaternet_tf.layers import batch_normalization
+    head = model.get_layer("gater_fc2")
+    kernel = np.random.default_rng(1).normal(size=head.kernel.shape)
+    head.set_weights([kernel, np.zeros(head.units)])
+    values = keras.Model(model.input, head.output).predict(images, batch_size=8, verbose=0)
 
-    def keras_own(synchronized, **kwargs):
-        ours = batch_normalization()
-        constants = {"momentum": ours.momentum, "epsilon": ours.epsilon}
-        return keras.layers.BatchNormalization(**constants, **kwargs)
+    def gates_at(rate):
+        threshold = np.quantile(values, 1 - rate, axis=0)
+        head.bias.assign(-threshold)
+        return np.argsort(abs((values > threshold).mean(axis=1) - rate))
 
-    with unittest.mock.patch("gaternet_tf.layers.gated_conv.batch_normalization", keras_own):
-        copy = type(model).from_config(model.get_config())
-    copy.set_weights(model.get_weights())
-    return copy
+    return gates_at
 
 
-def time_openvino(network, images, threads) -> list[list[float]]:
-    """Returns the seconds of each call by batch of images; nothing where it is not installed.
+def time_openvino(program, pictures, threads) -> list[list[float]]:
+    """Returns the seconds of each call by batch; nothing where OpenVINO is not installed.
 
-    OpenVINO runs the network alone, without the operations before and after it.
+    It runs the network alone, without the operations before and after it.
     """
     try:
         import openvino
@@ -142,7 +183,8 @@ def time_openvino(network, images, threads) -> list[list[float]]:
 
     module = tf.Module()
     module.network = tf.function(
-        network, input_signature=[tf.TensorSpec((None, *images[0].shape[1:]), name="images")]
+        lambda images: program(images),
+        input_signature=[tf.TensorSpec((None, *pictures.shape[1:]), name="images")],
     )
     with tempfile.TemporaryDirectory() as scratch:
         tf.saved_model.save(module, scratch, signatures=module.network)
@@ -151,14 +193,41 @@ def time_openvino(network, images, threads) -> list[list[float]]:
     settings["INFERENCE_PRECISION_HINT"] = "f32"
     request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
     times: list[list[float]] = []
-    for batch in images:
-        floats = [batch.astype(np.float32) / 255]
+    for n in FLAGS.batch:
+        floats = [pictures[:n].astype(np.float32) / 255]
         times.append([])
         for _ in range(WARM_UP + FLAGS.rounds):
             started = time.perf_counter()
             request.infer(floats)
             times[-1].append(time.perf_counter() - started)
     return [seconds[WARM_UP:] for seconds in times]
+
+
+def draw():
+    """Draws time, as a share of the plain network's, against the share of gates on."""
+    import matplotlib.pyplot as plt
+
+    rows = json.loads(pathlib.Path(FLAGS.json).read_text(encoding="utf-8"))
+    threads, onednn = FLAGS.threads[0], FLAGS.onednn[0]
+    rows = [row for row in rows if row[1:3] == [threads, onednn]]
+    names = list(dict.fromkeys(row[0] for row in rows))
+    figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 3.2), sharey=True)
+    for axis, name in zip(axes if len(names) > 1 else [axes], names, strict=True):
+        medians = {row[3]: row[4][0] for row in rows if row[0] == name}
+        for kind, marker in (("settled", "o"), ("by picture", "s")):
+            points = [
+                (float(export.partition("%")[0]), value / medians["plain, folded"])
+                for export, value in medians.items()
+                if export.endswith(f"on, {kind}")
+            ]
+            axis.plot(*zip(*points, strict=True), marker=marker, label=kind)
+        axis.axhline(1, color="grey", linewidth=1)
+        axis.set(title=name.removeprefix("keras:"), xlabel="gates on, %", xlim=(0, 100), ylim=0)
+    (axes if len(names) == 1 else axes[0]).set_ylabel("time / plain network's")
+    (axes if len(names) == 1 else axes[0]).legend()
+    figure.tight_layout()
+    figure.savefig(FLAGS.figure, dpi=150)
+    print(FLAGS.figure)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def build(backbone, gater, policy="float32", steps_per_execution=1):
     """Returns a compiled model."""
     import keras
 
-    from gaternet_tf import build_gaternet
+    from gaternet_tf.models import build_gaternet
     from train.recipe import compile_model, set_weight_decay
 
     keras.mixed_precision.set_dtype_policy(policy)

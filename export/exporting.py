@@ -1,17 +1,22 @@
 """Exports a finished run as a version of a servable model."""
 
+import collections
+import contextlib
 import dataclasses
 import os
 import pathlib
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from export.frozen import FrozenNetwork, can_be_frozen
+from export.conditional import ConditionalNetwork, gate_places
+from export.costs import Costs, choose
+from export.folding import fold
+from export.program import read_program
 from export.publish import (
     choose_version,
     publish,
@@ -21,7 +26,7 @@ from export.publish import (
 )
 from export.session import Request, run_requests
 from export.signatures import write_saved_model
-from export.specializing import SpecializedNetwork, agreement, calibrate
+from export.specializing import CALIBRATED, EXACT, SpecializedNetwork, agreement, calibrate
 from export.verification import problems_of
 from export.warmup import warmup_pictures, write_warmup
 from gaternet_tf.data import evaluation_batches
@@ -32,7 +37,7 @@ from gaternet_tf.models import gate_map
 from gaternet_tf.runs import RunDirectory, open_run
 
 BATCH = 250
-TIMED_BATCHES = (1, 32)
+TIMED_BATCHES = (1, 8, 32)
 TIMED_ROUNDS = 15
 TOLERANCE = 1e-4
 """Largest difference between probabilities of the exported and of the trained network."""
@@ -46,9 +51,10 @@ class ExportConfig:
     output_dir: str | os.PathLike
     version: int | None = None
     optimize: str = "auto"
-    specialize_mode: str = "exact"
+    specialize_mode: str = "calibrated"
     calibration_split: str = "train"
     data_dir: str | None = None
+    cost: str | None = None
     warmup_images: str | None = None
     keep: int | None = None
 
@@ -76,13 +82,12 @@ def export_run(config: ExportConfig) -> pathlib.Path:
             f"the weights of an exported run must be finite, and those in '{run.model_file}' are "
             "not; train again with a lower --learning_rate"
         )
-    network, record = build_network(model, run, config)
+    network, record = build_network(model, run, config, images)
     record["compared"] = compare_with_trained(model, network, run, images, record["optimize"])
     with staging_directory(base) as directory:
         write_saved_model(network, run.preprocessing, run.labels, str(directory))
         write_warmup(directory, pictures, images, base.name)
         if report := record.get("specialized"):
-            report["milliseconds"] = compare_times(directory, model, run, images)
             print(describe(report), flush=True)
         write_manifest(directory, run, model, base.name, record)
         if problems := problems_of(directory):
@@ -90,6 +95,12 @@ def export_run(config: ExportConfig) -> pathlib.Path:
                 "the export does not pass its own verification, and nothing was published:\n  "
                 + "\n  ".join(problems)
             )
+        if len(gate_map(model)) and not half_precision(model):
+            plain = fold(read_program(model)).without_gates()
+            times = compare_times({"exported": directory, "plain": plain}, run, images)
+            print(describe_times(times), flush=True)
+            record["milliseconds"] = times
+            write_manifest(directory, run, model, base.name, record)
         version = publish(directory, base, config.version)
     if config.keep is not None and (removed := remove_old_versions(base, version, config.keep)):
         print(f"removed versions {', '.join(map(str, removed))} of {config.output_dir}")
@@ -97,36 +108,28 @@ def export_run(config: ExportConfig) -> pathlib.Path:
 
 
 def build_network(
-    model: keras.Model, run: RunDirectory, config: ExportConfig
+    model: keras.Model, run: RunDirectory, config: ExportConfig, images: np.ndarray
 ) -> tuple[Callable, dict]:
     """Returns the network to export, and a JSON-ready record of how it was made."""
     optimize = config.optimize
-    half = {layer.compute_dtype for layer in model.layers} - {"float32"}
+    half = half_precision(model)
     if half and optimize == "auto":
-        print(f"exported as trained, in {half.pop()}: folding would compute in float32")
-        optimize = "none"
-    known = can_be_frozen(model)
-    if optimize == "auto" and not known:
-        print(f"exported as trained: not all layers of {run.config['backbone']} can be folded")
+        print(f"exported as trained, in {half}: folding would compute in float32")
         optimize = "none"
     if optimize == "none":
         return lambda images: model(images, training=False), {"optimize": "none"}
     if half:
         raise UserError(
-            f"--optimize={optimize} computes in float32, and the run was trained in {half.pop()}; "
+            f"--optimize={optimize} computes in float32, and the run was trained in {half}; "
             "give --optimize=none to export it as it was evaluated"
         )
-    if not known:
-        raise UserError(
-            f"--optimize={optimize} is for networks of convolutions, batch normalisation and sums, "
-            f"and {run.config['backbone']} has other layers; give --optimize=none"
-        )
-    if optimize != "specialize":
-        return FrozenNetwork(model), {"optimize": "fold"}
+    program = fold(read_program(model))
+    if optimize in ("auto", "fold"):
+        return program, {"optimize": "fold"}
     if not gate_map(model):
         raise UserError(
-            "--optimize=specialize leaves out gates that never change, and the run in "
-            f"'{run.path}' has none; give --optimize=fold"
+            f"--optimize={optimize} is for networks with gates, and the run in '{run.path}' has "
+            "none; give --optimize=fold"
         )
     data = dataset_with_classes(
         run.labels, run.config, run.document["dataset"], None, config.data_dir, download=False
@@ -137,15 +140,45 @@ def build_network(
             "compared afterwards; choose another, such as 'train'"
         )
     batches = evaluation_batches(data, run.preprocessing, BATCH, config.calibration_split)
-    network = SpecializedNetwork(model, calibrate(model, batches), config.specialize_mode)
+    calibration = calibrate(model, batches)
+    mode = CALIBRATED if optimize == "conditional" else config.specialize_mode
+    specialized = SpecializedNetwork(program, calibration, mode)
+    network: Callable = specialized
+    report = {"calibration_split": config.calibration_split, **specialized.report()}
+    if optimize == "conditional":
+        network, report["conditional"] = build_conditional(specialized, run, images, config.cost)
     held_out = evaluation_batches(data, run.preprocessing, max(TIMED_BATCHES))
-    report = {
-        "calibration_split": config.calibration_split,
-        **network.report(),
-        "held_out_split": data.test_split,
-        **agreement(model, network, held_out),
-    }
-    return network, {"optimize": "specialize", "specialized": report}
+    report["held_out_split"] = data.test_split
+    report.update(agreement(model, network, calibration, held_out))
+    return network, {"optimize": optimize, "specialized": report}
+
+
+def build_conditional(
+    specialized: SpecializedNetwork, run: RunDirectory, images: np.ndarray, cost: str | None
+) -> tuple[Callable, dict]:
+    """Returns the network that computes filters picture by picture where measured time says so.
+
+    Returns:
+      The network, and JSON-ready how many gates `gather` channels, multiply the `kernel` or
+      `multiply` the value, and the largest `batch` whose pictures are computed one by one.
+    """
+    program = specialized.short
+    places, costs = gate_places(program), Costs(cost)
+    chosen = choose(
+        program, places, specialized.calibration.rates[specialized.calibration.free], costs
+    )
+    costs.save()
+    alone = ConditionalNetwork(program, chosen, max(TIMED_BATCHES))
+    times = compare_times({"alone": alone, "together": program}, run, images)
+    faster = [n for n in TIMED_BATCHES if times["alone"][str(n)] <= times["together"][str(n)]]
+    network = ConditionalNetwork(program, chosen, max(faster, default=0))
+    counts = collections.Counter(chosen.values())
+    return network, {**counts, "batch": network.batch, "costs_measured_here": costs.measured}
+
+
+def half_precision(model: keras.Model) -> str | None:
+    """Returns the type that a network computes in, if it is not float32."""
+    return next(iter({layer.compute_dtype for layer in model.layers} - {"float32"}), None)
 
 
 def compare_with_trained(
@@ -172,7 +205,7 @@ def compare_with_trained(
     if "gates" in trained:
         changed = np.sum((exported["gates"] > 0) != (trained["gates"] > 0), axis=1)
     largest = difference[changed == 0].max(initial=0)
-    if optimize != "specialize" and not largest <= TOLERANCE:
+    if optimize in ("none", "fold") and not largest <= TOLERANCE:
         raise UserError(
             "the exported network must answer as the trained one, and its probabilities differ by "
             f"up to {largest:.2g}; export with --optimize=none"
@@ -185,22 +218,23 @@ def compare_with_trained(
 
 
 def compare_times(
-    directory: pathlib.Path, model: keras.Model, run: RunDirectory, images: np.ndarray
+    versions: Mapping[str, Callable | pathlib.Path], run: RunDirectory, images: np.ndarray
 ) -> dict:
-    """Returns median milliseconds of a call by batch size, `specialized` and `folded`.
+    """Returns median milliseconds of a call by batch size, of versions or networks by name.
 
-    Both take turns in one process; compare their ratio, the times are this machine's.
+    All take turns in one process; compare their ratios, the times are this machine's.
     """
-    with tempfile.TemporaryDirectory() as folded:
-        write_saved_model(FrozenNetwork(model), run.preprocessing, run.labels, folded)
-        versions = {"specialized": directory, "folded": pathlib.Path(folded)}
-        requests = [
-            Request(
-                version, "serving_default", {"images": np.resize(images, (n, *images[0].shape))}
-            )
-            for version in versions.values()
-            for n in TIMED_BATCHES
-        ]
+    with contextlib.ExitStack() as stack:
+        requests = []
+        for network in versions.values():
+            if isinstance(network, pathlib.Path):
+                directory = network
+            else:
+                directory = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                write_saved_model(network, run.preprocessing, run.labels, str(directory))
+            for n in TIMED_BATCHES:
+                batch = np.resize(images, (n, *images[0].shape))
+                requests.append(Request(directory, "serving_default", {"images": batch}))
         answers = iter(run_requests(requests, warm_up=3, rounds=TIMED_ROUNDS))
     return {
         name: {
@@ -210,28 +244,47 @@ def compare_times(
     }
 
 
+def describe_times(times: dict) -> str:
+    """Returns the times of an export and of the plain network as text."""
+    pairs = {size: (times["exported"][size], times["plain"][size]) for size in times["plain"]}
+    measured = ", ".join(
+        f"batch {size}: {ours:.2f} ms ({ours / plain:.2f})" for size, (ours, plain) in pairs.items()
+    )
+    slower = [size for size, (ours, plain) in pairs.items() if ours > plain]
+    text = f"measured on the warm-up pictures, as a share of the plain network's time, {measured}"
+    if slower:
+        text += (
+            f"\nthe gates do not pay at batch {', '.join(slower)}: there the plain network, "
+            "without gates, is faster"
+        )
+    return text
+
+
 def describe(report: dict) -> str:
     """Returns the report of a specialised network as text."""
-    times = report["milliseconds"]
-    measured = ", ".join(
-        f"batch {size}: {times['specialized'][size]:.2f} ms, folded {times['folded'][size]:.2f} ms"
-        for size in times["folded"]
-    )
-    fallback = ""
-    if report["mode"] == "exact":
+    fallback, lines = "", []
+    if report["mode"] == EXACT:
         fallback = (
             f"; {report['batches_in_full']} of {report['batches']} batches of "
             f"{report['batch_size']} take the full network"
         )
-    return (
-        f"specialized ({report['mode']}) on {report['calibration_images']} images of "
-        f"'{report['calibration_split']}':\n"
-        f"  gates    {report['gates']}: {report['gates_settled_on']} settled on, "
-        f"{report['gates_settled_off']} settled off, {report['gates_free']} depend on the image\n"
-        f"  removed  {report['filters_removed']} filters, {report['units_removed']} units\n"
-        f"  MACs     {report['macs_before']:,} before, {report['macs_after']:,} after\n"
-        f"  measured {measured} (on the warm-up pictures)\n"
-        f"  held out {report['held_out_images']} images of '{report['held_out_split']}': "
-        f"{report['images_with_a_settled_gate_changed']} change a gate that was settled, "
-        f"{report['images_with_another_prediction']} get another prediction{fallback}"
+    if rest := report.get("conditional"):
+        lines.append(
+            f"  gathered {rest.get('gather', 0)} layers' channels, picture by picture up to batch "
+            f"{rest['batch']}; {rest['costs_measured_here']} costs measured here"
+        )
+    return "\n".join(
+        [
+            f"specialized ({report['mode']}) on {report['calibration_images']} images of "
+            f"'{report['calibration_split']}':",
+            f"  gates    {report['gates']}: {report['gates_settled_on']} settled on, "
+            f"{report['gates_settled_off']} settled off, {report['gates_free']} depend on the "
+            "image",
+            f"  removed  {report['filters_removed']} filters, {report['layers_removed']} layers",
+            f"  MACs     {report['macs_before']:,} before, {report['macs_after']:,} after",
+            *lines,
+            f"  held out {report['held_out_images']} images of '{report['held_out_split']}': "
+            f"{report['images_with_a_settled_gate_changed']} change a gate that was settled, "
+            f"{report['images_with_another_prediction']} get another prediction{fallback}",
+        ]
     )

@@ -19,20 +19,30 @@ flags.DEFINE_integer(
 flags.DEFINE_enum(
     "optimize",
     "auto",
-    ["auto", "none", "fold", "specialize"],
+    ["auto", "none", "fold", "specialize", "conditional"],
     "'fold' folds batch normalisation into the convolutions; 'specialize' also leaves out gates "
-    "that never change over --calibration_split; 'none' exports Keras' graph; 'auto' folds what "
-    "was trained in float32.",
+    "that never change over --calibration_split, and 'conditional' computes of what is left only "
+    "the filters that a picture's gates switch on, where that is faster; 'none' exports Keras' "
+    "graph; 'auto' folds what was trained in float32.",
 )
 flags.DEFINE_enum(
     "specialize_mode",
-    "exact",
-    ["exact", "calibrated"],
+    "calibrated",
+    ["calibrated", "exact"],
     "'exact' takes the full network for a batch in which a settled gate differs; 'calibrated' "
     "never does.",
 )
+define_path(
+    "cost",
+    None,
+    "JSON file with measured times of layers for 'conditional', such as those of the server's "
+    "machine; what is missing in it is measured here and added.",
+    suffixes=(".json",),
+)
 flags.DEFINE_string("calibration_split", "train", "Split of the run's dataset to calibrate on.")
-define_path("data_dir", None, "TFDS directory with the run's dataset, for 'specialize'.")
+define_path(
+    "data_dir", None, "TFDS directory with the run's dataset, for 'specialize' and 'conditional'."
+)
 define_path(
     "warmup_images", None, "Picture, or directory of pictures, to warm up with; default: the run's."
 )

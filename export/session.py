@@ -7,6 +7,7 @@ process imports none of the project's code, so an export that needed any would f
 """
 
 import dataclasses
+import os
 import pathlib
 import pickle
 import subprocess
@@ -42,6 +43,7 @@ def run_requests(
     warm_up: int = 0,
     rounds: int = 0,
     threads: tuple[int, int] = (0, 0),
+    environment: Mapping[str, str] | None = None,
 ) -> list[Answer]:
     """Runs requests one after the other, in one process, and returns their answers.
 
@@ -50,6 +52,7 @@ def run_requests(
       warm_up: how often all of them are run again before they are timed.
       rounds: how often all of them are run again, in turns, and timed.
       threads: sizes of the intra-op and the inter-op thread pool; 0 is TensorFlow's choice.
+      environment: variables of the process beside this one's.
 
     Raises:
       RuntimeError: when a version cannot be loaded, or the process fails.
@@ -60,6 +63,7 @@ def run_requests(
         [sys.executable, "-P", __file__],
         input=pickle.dumps((calls, warm_up, rounds, threads)),
         capture_output=True,
+        env={**os.environ, **(environment or {})},
     )
     if done.returncode:
         lines = done.stderr.decode(errors="replace").splitlines()

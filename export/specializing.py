@@ -7,33 +7,36 @@ network does not.
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from export.frozen import FrozenNetwork, Settled
-from gaternet_tf.errors import UserError
+from export.program import Filters, Program
+from export.settling import settle
 from gaternet_tf.evaluation import count_gates
-from gaternet_tf.layers import GateFilters
-from gaternet_tf.macs import layer_macs
-from gaternet_tf.models import gate_map
+from gaternet_tf.models.gater import is_gater
 
-MODES = ("exact", "calibrated")
-THROUGH = (
-    *(keras.layers.Conv2D, keras.layers.Add, keras.layers.BatchNormalization, GateFilters),
-    *(keras.layers.ReLU, keras.layers.Activation, keras.layers.ZeroPadding2D),
-)
-"""What may stand between a gated convolution and its reader, and the readers."""
+CALIBRATED, EXACT = MODES = ("calibrated", "exact")
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Gates that were on for every image of a split, and gates that were off: bool [gates] each."""
+    """For which share of a split's images each gate is on, float [gates]."""
 
-    always_on: np.ndarray
-    always_off: np.ndarray
+    rates: np.ndarray
     images: int
+
+    @property
+    def always_on(self) -> np.ndarray:
+        """Bool [gates]: the gates that were on for every image."""
+        return self.rates == 1
+
+    @property
+    def always_off(self) -> np.ndarray:
+        """Bool [gates]: the gates that were off for every image."""
+        return self.rates == 0
 
     @property
     def free(self) -> np.ndarray:
@@ -42,160 +45,107 @@ class Calibration:
 
 
 def calibrate(model: keras.Model, batches) -> Calibration:
-    """Returns which gates never change over batches of (normalised images, labels)."""
+    """Returns how often each gate is on over batches of (normalised images, labels)."""
     on_for, images = count_gates(model, batches)
-    return Calibration(on_for == images, on_for == 0, images)
-
-
-def settle(model: keras.Model, calibration: Calibration) -> dict[str, Settled]:
-    """Returns what is computed of each gated convolution, by name.
-
-    Before a sum with the shortcut the remaining channels are scattered to their places again; a
-    convolution stays whole, with filters of zeros, where that costs more than it saves. One whose
-    output another convolution reads keeps at least one filter.
-    """
-    segments = gate_map(model).segments
-    ends = np.cumsum([segment.channels for segment in segments])[:-1]
-    settled = {}
-    for segment, off, free in zip(
-        segments,
-        np.split(calibration.always_off, ends),
-        np.split(calibration.free, ends),
-        strict=True,
-    ):
-        channels = np.flatnonzero(~off)
-        reader = reader_of(model, segment.layer)
-        if reader:
-            channels = channels if len(channels) else np.array([0])
-        elif len(channels):
-            *inputs, filters = model.get_layer(segment.layer).kernel.shape
-            if (filters - len(channels)) * math.prod(inputs) <= len(channels) * filters:
-                channels = np.arange(filters)
-        settled[segment.layer] = Settled(channels, ~off[channels], free[channels], reader)
-    return settled
-
-
-def reader_of(model: keras.Model, name: str) -> str | None:
-    """Returns the convolution that alone reads a gated one's output; None if a sum does, first.
-
-    Raises:
-      UserError: where something else reads it, or several layers do.
-    """
-    tensor = model.get_layer(name).output
-    while True:
-        readers = [each for each in model.layers if tensor in keras.tree.flatten(each.input)]
-        reader = readers[0]
-        is_first = keras.tree.flatten(reader.input)[0] is tensor
-        if len(readers) > 1 or not (isinstance(reader, THROUGH) and is_first):
-            raise UserError(
-                "--optimize=specialize needs gates on convolutions whose output one convolution "
-                f"reads, or a sum as its first term, and from '{name}' "
-                f"it goes into {', '.join(each.name for each in readers)}; give --optimize=fold"
-            )
-        if isinstance(reader, keras.layers.Conv2D | keras.layers.Add):
-            return reader.name if isinstance(reader, keras.layers.Conv2D) else None
-        tensor = reader.output
+    return Calibration(on_for / images, images)
 
 
 class SpecializedNetwork:
-    """A frozen network without the filters and gates that a calibration has settled.
+    """A program without the filters and gates that a calibration has settled.
 
     Args:
-      model: a trained model of `build_gaternet`.
-      calibration: of that model.
+      full: the folded program of a network with gates.
+      calibration: of that network.
       mode: "exact" or "calibrated".
+
+    Attributes:
+      short: the program that is left; of the exact network without the gater.
     """
 
-    def __init__(self, model: keras.Model, calibration: Calibration, mode: str):
-        self.model = model
+    def __init__(self, full: Program, calibration: Calibration, mode: str):
+        self.full = full
         self.calibration = calibration
         self.mode = mode
-        self.settled = settle(model, calibration)
-        self.full = FrozenNetwork(model)
-        self.short = FrozenNetwork(model, self.settled)
+        settled = (calibration.always_on, calibration.always_off)
+        self.short = settle(full, *settled, gates_given=mode == EXACT)
 
     @tf.autograph.experimental.do_not_convert
     def __call__(self, images) -> dict:
         """Maps normalised images, float32 [batch, height, width, channels], to logits and gates."""
-        gates = self._gates(images)
-        if self.mode == "calibrated":
-            return {"logits": self._logits(images, gates), "gates": gates}
+        if self.mode == CALIBRATED:
+            return self.short(images)
+        gates = self.full.part("gates")(images)["gates"]
         settled = np.flatnonzero(~self.calibration.free)
-        expected = self.calibration.always_on[settled].astype(np.float32)
-        logits = tf.cond(
+        expected = tf.constant(self.calibration.always_on[settled], gates.dtype)
+        given = {self.full.input: images, self.full.outputs["gates"]: gates}
+        outputs = tf.cond(
             tf.reduce_all(tf.gather(gates, settled, axis=1) == expected),
-            lambda: self._logits(images, gates),
-            lambda: self.full.evaluate(self.model.output["logits"], images, gates),
+            lambda: self.short.run(given),
+            lambda: self.full.part(*self.short.outputs).run(given),
         )
-        return {"logits": logits, "gates": gates}
-
-    def _logits(self, images, gates):
-        """Returns the logits of images whose settled gates agree, or are taken to."""
-        return self.short.evaluate(self.model.output["logits"], images, gates)
-
-    def _gates(self, images):
-        """Returns all gates; in calibrated mode FC2 computes only those that are not settled."""
-        if self.mode == "exact":
-            return self.full.evaluate(self.model.output["gates"], images)
-        free = np.flatnonzero(self.calibration.free)
-        batch = tf.shape(images)[0]
-        chosen = tf.zeros([batch, 0])
-        if len(free):
-            head = self.model.get_layer("gater_fc2")
-            kernel, bias = self.full.weights[head.name]
-            inputs = self.full.evaluate(head.input, images)
-            outputs = tf.nn.bias_add(tf.matmul(inputs, kernel[:, free]), bias[free])
-            chosen = tf.cast(outputs > 0, tf.float32)
-        # Each gate's index in [*chosen, off, on].
-        places = np.where(self.calibration.always_on, len(free) + 1, len(free))
-        places[free] = np.arange(len(free))
-        ends = tf.tile(tf.constant([[0.0, 1.0]]), [batch, 1])
-        return tf.gather(tf.concat([chosen, ends], axis=1), places, axis=1)
+        return {**outputs, "gates": gates}
 
     def report(self) -> dict:
         """Returns what was settled and what that saves, JSON-ready.
 
-        `macs_after` are the multiply-accumulates of an image whose settled gates agree, with the
-        1x1 convolutions that scatter channels.
+        `macs` are the multiply-accumulates of an image in all convolutions and dense layers, before
+        and after for one whose settled gates agree.
         """
-        calibration, settled = self.calibration, self.settled
-        filters = sum(len(part.channels) for part in settled.values())
-        removed = [name for name, part in settled.items() if not len(part.channels)]
+        calibration = self.calibration
+        (filters, layers), (filters_left, layers_left) = map(_size, (self.full, self.short))
+        shape = (1, *self.full.shapes[self.full.input])
+
+        def agreed(images):
+            given = {self.full.input: images}
+            if self.mode == EXACT:
+                gates = self.full.part("gates")(images)["gates"]
+                given[self.full.outputs["gates"]] = gates
+            return self.short.run(given)
+
         return {
             "mode": self.mode,
             "calibration_images": calibration.images,
-            "gates": len(calibration.free),
+            "gates": len(calibration.rates),
             "gates_settled_on": int(calibration.always_on.sum()),
             "gates_settled_off": int(calibration.always_off.sum()),
             "gates_free": int(calibration.free.sum()),
-            "filters_removed": len(calibration.free) - filters,
-            "units_removed": len(removed),
-            "macs_before": sum(layer_macs(self.model).values()),
-            "macs_after": count_macs(
-                lambda images: self._logits(images, self._gates(images)), self.model.input.shape
-            ),
+            "filters_removed": filters - filters_left,
+            "layers_removed": layers - layers_left,
+            "macs_before": count_macs(self.full, shape),
+            "macs_after": count_macs(agreed, shape),
         }
 
 
-def count_macs(function, shape) -> int:
+def _size(program: Program) -> tuple[int, int]:
+    """Returns how many filters, and how many layers of them, a program's backbone has."""
+    layers = [
+        step.kernel.shape[-1]
+        for step in program.steps
+        if isinstance(step, Filters) and step.kind != "depthwise" and not is_gater(step.name)
+    ]
+    return sum(layers), len(layers)
+
+
+def count_macs(function: Callable, shape: tuple) -> int:
     """Returns the multiply-accumulates of one image in the convolutions and products of a graph."""
-    traced = tf.function(function, autograph=False)
+    traced = tf.function(lambda images: function(images), autograph=False)
     graph = traced.get_concrete_function(tf.TensorSpec(shape, tf.float32)).graph
     macs = 0
     for operation in graph.get_operations():
-        if operation.type in ("Conv2D", "MatMul"):
+        if operation.type in ("Conv2D", "DepthwiseConv2dNative", "MatMul"):
             # [batch, height, width, channels] or [batch, channels]
             positions = operation.outputs[0].shape[1:-1]
             macs += math.prod(positions) * math.prod(operation.inputs[1].shape)
     return macs
 
 
-def agreement(model: keras.Model, network: SpecializedNetwork, batches) -> dict:
+def agreement(model: keras.Model, network: Callable, calibration: Calibration, batches) -> dict:
     """Compares a specialised network with the full model on images outside the calibration.
 
     Args:
       model: the full model.
       network: its specialised network.
+      calibration: that of the network.
       batches: of (normalised images, labels), all but the last of one size.
 
     Returns:
@@ -204,8 +154,8 @@ def agreement(model: keras.Model, network: SpecializedNetwork, batches) -> dict:
       `batches`, their `batch_size`, and `batches_in_full`: those with a changed settled gate, for
       which the exact network evaluates the full one.
     """
-    settled = np.flatnonzero(~network.calibration.free)
-    expected = network.calibration.always_on[settled]
+    settled = np.flatnonzero(~calibration.free)
+    expected = calibration.always_on[settled]
 
     @tf.function(reduce_retracing=True)
     def compare(images):

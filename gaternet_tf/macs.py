@@ -29,12 +29,12 @@ from gaternet_tf.models.gate_map import gate_map
 from gaternet_tf.models.graph import (
     ZERO_KEEPING,
     ZERO_KEEPING_OPERATIONS,
-    as_functional,
     is_operation,
     require_functional,
     rides,
     symbols_of,
     tensors_in,
+    walk,
 )
 
 TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
@@ -147,7 +147,7 @@ def macs_of(model: keras.Model) -> Macs:
     pending: dict[int, tuple[int, int]] = {}
     zeros: dict[int, tuple[int, int]] = {}
 
-    def visit(operation, args, kwargs, name):
+    def visit(operation, path, args, kwargs):
         outputs = operation.compute_output_spec(*args, **kwargs)
         tensors, results = tensors_in((args, kwargs)), tensors_in(outputs)
         alive.extend(results)
@@ -165,21 +165,12 @@ def macs_of(model: keras.Model) -> Macs:
         elif ahead:
             pending[id(results[0])] = ahead
         found = _products(operation, tensors, results, read[0] if read else None, ahead)
-        products.extend(dataclasses.replace(product, layer=name) for product in found)
+        products.extend(dataclasses.replace(product, layer=path[0]) for product in found)
         return outputs
-
-    def run(network, inputs, owner=None):
-        def call(operation, *args, **kwargs):
-            name = owner or operation.name
-            if (nested := as_functional(operation)) is not None:
-                return run(nested, args[0] if len(args) == 1 else args, name)
-            return visit(operation, args, kwargs, name)
-
-        return network._run_through_graph(inputs, call_fn=call)
 
     plain = require_functional(model)
     alive.append(symbols_of(plain))
-    run(plain, alive[0])
+    walk(plain, alive[0], visit)
     return Macs(products)
 
 

@@ -77,6 +77,31 @@ def symbols_of(model: keras.Model):
     return keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), model.input)
 
 
+def walk(model: keras.Model, inputs, visit, path=(), training=None):
+    """Runs through a model's graph, models inside it included; returns its outputs.
+
+    Args:
+      model: functional.
+      inputs: in the structure of the model's.
+      visit: called for each call of an operation with (operation, path, args, kwargs), where the
+        path is the names of the models that it is in and its own; returns the outputs.
+      path: names of the models around this one.
+      training: what the models around this one pass on.
+    """
+
+    def call(operation, *args, **kwargs):
+        names = (*path, operation.name)
+        if (nested := as_functional(operation)) is not None:
+            mode = kwargs.pop("training", training)
+            return walk(nested, args[0] if len(args) == 1 else args, visit, names, mode)
+        if training is not None and getattr(operation, "_call_has_training_arg", False):
+            kwargs.setdefault("training", training)
+        return visit(operation, names, args, kwargs)
+
+    # Keras' own way through a graph, also through raw operations and shared layers.
+    return model._run_through_graph(inputs, call_fn=call)
+
+
 def rides(operation) -> bool:
     """Returns whether a gate may be put behind an operation instead of before it."""
     if not _is_channelwise(operation):
@@ -165,26 +190,15 @@ class GraphWalk:
     def run(self, model: keras.Model, inputs):
         """Returns the outputs of the model, or of its clone, on other inputs."""
         self._picture = next((id(t) for t in tensors_in(inputs) if len(t.shape) == 4), None)
-        outputs = keras.tree.map_structure(self._land, self._run(model, inputs, self.prefix))
+        def visit(operation, path, args, kwargs):
+            return self._visit(operation, self.prefix + "_".join(path), args, kwargs)
+
+        outputs = keras.tree.map_structure(self._land, walk(model, inputs, visit))
         for old, new in self._clones.values():
             if self.seed is None or isinstance(old, layers.Normalization):
                 copy_weights(old, new)
             new.trainable = old.trainable
         return outputs
-
-    def _run(self, model, inputs, prefix, training=None):
-        def call(operation, *args, **kwargs):
-            if (nested := as_functional(operation)) is not None:
-                inner_training = kwargs.pop("training", training)
-                inner_inputs = args[0] if len(args) == 1 else args
-                name = f"{prefix}{operation.name}_"
-                return self._run(nested, inner_inputs, name, inner_training)
-            if training is not None and getattr(operation, "_call_has_training_arg", False):
-                kwargs.setdefault("training", training)
-            return self._visit(operation, prefix + operation.name, args, kwargs)
-
-        # Keras' own way through a graph, also through raw operations and shared layers.
-        return model._run_through_graph(inputs, call_fn=call)
 
     def _visit(self, operation, name, args, kwargs):
         # What is called again, also through another model, keeps its first name and its gates.

@@ -214,20 +214,29 @@ def test_the_manifest_says_where_the_version_came_from(exported, trained, model)
 def specialized(trained, data_dir, tmp_path_factory):
     """A specialised export of `trained`, and what the export printed."""
     output_dir = tmp_path_factory.mktemp("models") / "specialized"
-    config = ExportConfig(trained.path, output_dir, optimize="specialize", data_dir=data_dir)
+    config = ExportConfig(
+        trained.path,
+        output_dir,
+        optimize="specialize",
+        specialize_mode="exact",
+        data_dir=data_dir,
+    )
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         return export_run(config), printed
 
 
 def test_a_specialised_export_says_what_it_left_out(specialized):
     version, printed = specialized
-    report = read_manifest(version)["export"]["specialized"]
-    out = printed.getvalue()
+    record = read_manifest(version)["export"]
+    report, out = record["specialized"], printed.getvalue()
     assert "specialized (exact) on 1437 images of 'train'" in out
     settled = report["gates_settled_on"] + report["gates_settled_off"]
     assert settled + report["gates_free"] == report["gates"] == 112
-    for name in ("specialized", "folded"):
-        assert report["milliseconds"][name].keys() == {"1", "32"}
+    for name in ("exported", "plain"):
+        assert record["milliseconds"][name].keys() == {"1", "8", "32"}
+    assert (
+        "measured on the warm-up pictures, as a share of the plain network's time, batch 1" in out
+    )
     changed = report["images_with_a_settled_gate_changed"]
     assert (
         f"held out 360 images of 'test': {changed} change a gate that was settled, 0 get another "
@@ -250,11 +259,15 @@ def test_a_half_precision_network_without_gates_is_exported_as_it_is_evaluated(
         half = build_gaternet("resnet8", "none", trained.preprocessing.shape, 10)
     finally:
         keras.config.set_dtype_policy("float32")
-    network, record = build_network(half, trained, ExportConfig(trained.path, tmp_path))
+    network, record = build_network(
+        half, trained, ExportConfig(trained.path, tmp_path), evaluated[0]
+    )
     assert record == {"optimize": "none"}
     assert "exported as trained, in bfloat16" in capsys.readouterr().out
     with pytest.raises(UserError, match="trained in bfloat16; give --optimize=none"):
-        build_network(half, trained, ExportConfig(trained.path, tmp_path, optimize="fold"))
+        build_network(
+            half, trained, ExportConfig(trained.path, tmp_path, optimize="fold"), evaluated[0]
+        )
     write_saved_model(network, trained.preprocessing, trained.labels, str(tmp_path))
     answer = tf.saved_model.load(tmp_path).signatures["gates"](images=evaluated[0][:50])
     assert answer["gates"].shape == (50, 0)
