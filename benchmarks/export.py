@@ -8,13 +8,17 @@ compare ratios. With the extra [bench] OpenVINO runs the plain network after the
 
 import json
 import pathlib
+import pickle
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 
 from absl import flags
 
 from gaternet_tf.command import define_path, run, run_command
+from gaternet_tf.errors import UserError
 
 FLAGS = flags.FLAGS
 
@@ -33,9 +37,15 @@ flags.DEFINE_multi_integer("threads", [1, 2], "Threads of an operation.", lower_
 flags.DEFINE_multi_integer("onednn", [1, 0], "1 with oneDNN, 0 without.", 0, 1)
 flags.DEFINE_integer("rounds", 10, "Timed calls of each.", lower_bound=2)
 flags.DEFINE_bool("fold_only", False, "Compares only Keras' graph, folded and plain networks.")
-define_path("json", None, "File that the medians are written to, in milliseconds.")
+define_path("json", None, "File that the medians are added to, in seconds.")
+define_path("write", None, "Only writes the exports of the last --network to this directory.")
 define_path("figure", None, "Draws time against share of gates on of the file --json, and ends.")
 
+PAPER = {"on": 0.56, "off": 0.22}
+"""Shares of gates that are always on and always off in the paper's ResNet-164; half of the others
+are on for a picture."""
+REQUESTS, OPENVINO = "requests.pickle", "plain.xml"
+"""Files beside the exports."""
 WARM_UP = 2
 """Calls of each before the timed ones."""
 
@@ -49,23 +59,29 @@ def table():
     """Builds each network in all ways and lets them take turns."""
     if FLAGS.figure:
         return draw()
+    if FLAGS.write:
+        return write_exports(FLAGS.network[-1], pathlib.Path(FLAGS.write))
     heads = [f"batch {n}, ms | / plain" for n in FLAGS.batch]
     print(f"| network | threads | oneDNN | export | {' | '.join(heads)} |")
     print("|---|---|---|---" + "|---|---" * len(FLAGS.batch) + "|")
-    found = []
+    file = pathlib.Path(FLAGS.json) if FLAGS.json else None
+    found = json.loads(file.read_text(encoding="utf-8")) if file and file.exists() else []
     for name in FLAGS.network:
         with tempfile.TemporaryDirectory() as scratch:
-            requests, plain, pictures = exports_of(name, pathlib.Path(scratch))
+            # In a process of its own: tracing takes memory that the timed process needs.
+            command = [sys.executable, "-m", "benchmarks.export", *sys.argv[1:]]
+            subprocess.run([*command, f"--network={name}", f"--write={scratch}"], check=True)
+            requests = pickle.loads((pathlib.Path(scratch) / REQUESTS).read_bytes())
             for onednn in FLAGS.onednn:
                 for threads in FLAGS.threads:
-                    rows = time_all(requests, plain, pictures, threads, onednn)
+                    rows = time_all(requests, pathlib.Path(scratch), threads, onednn)
                     print_rows(name, threads, onednn, rows)
                     found += [
                         [name, threads, onednn, export, [statistics.median(t) for t in times]]
                         for export, times in rows.items()
                     ]
-        if FLAGS.json:
-            pathlib.Path(FLAGS.json).write_text(json.dumps(found), encoding="utf-8")
+        if file:
+            file.write_text(json.dumps(found), encoding="utf-8")
     return None
 
 
@@ -81,7 +97,7 @@ def print_rows(name, threads, onednn, rows):
         print(f"| {setting} | {export} | {' | '.join(cells)} |", flush=True)
 
 
-def time_all(requests, plain, pictures, threads, onednn) -> dict[str, list[list[float]]]:
+def time_all(requests, scratch, threads, onednn) -> dict[str, list[list[float]]]:
     """Returns the seconds of each call, by export and batch size."""
     from export.session import run_requests
 
@@ -89,13 +105,14 @@ def time_all(requests, plain, pictures, threads, onednn) -> dict[str, list[list[
     flat = [request for each in requests.values() for request in each]
     answers = iter(run_requests(flat, WARM_UP, FLAGS.rounds, (threads, threads), environment))
     rows = {name: [next(answers).seconds for _ in each] for name, each in requests.items()}
-    if times := time_openvino(plain, pictures, threads):
-        rows["plain, OpenVINO"] = times
+    if (scratch / OPENVINO).exists():
+        batches = [request.inputs["images"] for request in next(iter(requests.values()))]
+        rows["plain, OpenVINO"] = time_openvino(str(scratch / OPENVINO), batches, threads)
     return rows
 
 
-def exports_of(name, scratch):
-    """Writes all exports of a network; returns their requests by name, the plain one, pictures."""
+def write_exports(name, scratch):
+    """Writes all exports of a network, and their requests by name."""
     import numpy as np
 
     from export.conditional import ConditionalNetwork, gate_places
@@ -118,7 +135,7 @@ def exports_of(name, scratch):
     # Pictures of unlike contrast, since gates of plain noise hardly differ.
     contrast = np.linspace(0.2, 1, len(pictures))[:, None, None, None]
     pictures = (pictures * contrast).astype(np.uint8)
-    requests = {}
+    requests: dict[str, list] = {}
 
     def write(title, network, order=None):
         directory = scratch / str(len(requests))
@@ -136,16 +153,23 @@ def exports_of(name, scratch):
     write("gated, Keras' graph", lambda images: model(images, training=False))
     write("gated, folded", folded)
     count = model.output["gates"].shape[1]
-    for rate in [] if FLAGS.fold_only else FLAGS.rate:
+    convert_to_openvino(plain, shape, scratch / OPENVINO)
+    rates = [] if FLAGS.fold_only else FLAGS.rate
+    for rate in rates:
         off = rng.random(count) >= rate
         write(f"{rate:.0%} on, settled", settle(folded, ~off, off))
-    for rate in [] if FLAGS.fold_only else FLAGS.rate:
+    if rates:
+        draws = rng.random(count)
+        settled = (draws < PAPER["on"], draws >= 1 - PAPER["off"])
+        write("as the paper's, specialised", settle(folded, *settled))
+    costs = Costs()
+    for rate in rates:
         order = gates_at(rate)
         program = fold(read_program(model))
-        chosen = choose(program, gate_places(program), np.full(count, rate), Costs())
+        chosen = choose(program, gate_places(program), np.full(count, rate), costs)
         network = ConditionalNetwork(program, chosen, max(FLAGS.batch))
         write(f"{rate:.0%} on, by picture", network, order)
-    return requests, plain, pictures
+    (scratch / REQUESTS).write_bytes(pickle.dumps(requests))
 
 
 def _gates_by_picture(model, images):
@@ -169,32 +193,37 @@ def _gates_by_picture(model, images):
     return gates_at
 
 
-def time_openvino(program, pictures, threads) -> list[list[float]]:
-    """Returns the seconds of each call by batch; nothing where OpenVINO is not installed.
-
-    It runs the network alone, without the operations before and after it.
-    """
+def convert_to_openvino(program, shape, path):
+    """Writes a network for OpenVINO, without the operations before and after it, if installed."""
     try:
         import openvino
     except ImportError:
-        return []
-    import numpy as np
+        return
     import tensorflow as tf
 
+    from export.program import Call
+
     module = tf.Module()
-    module.network = tf.function(
-        lambda images: program(images),
-        input_signature=[tf.TensorSpec((None, *pictures.shape[1:]), name="images")],
-    )
+    called = [step.operation for step in program.steps if isinstance(step, Call)]
+    module.weights = [w.value for each in called for w in getattr(each, "weights", [])]
+    signature = [tf.TensorSpec((None, *shape), name="images")]
+    module.network = tf.function(lambda images: program(images), input_signature=signature)
     with tempfile.TemporaryDirectory() as scratch:
         tf.saved_model.save(module, scratch, signatures=module.network)
-        converted = openvino.convert_model(scratch)
+        openvino.save_model(openvino.convert_model(scratch), path, compress_to_fp16=False)
+
+
+def time_openvino(path, batches, threads) -> list[list[float]]:
+    """Returns the seconds of each call by batch."""
+    import numpy as np
+    import openvino
+
     settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
     settings["INFERENCE_PRECISION_HINT"] = "f32"
-    request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
+    request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
     times: list[list[float]] = []
-    for n in FLAGS.batch:
-        floats = [pictures[:n].astype(np.float32) / 255]
+    for batch in batches:
+        floats = [batch.astype(np.float32) / 255]
         times.append([])
         for _ in range(WARM_UP + FLAGS.rounds):
             started = time.perf_counter()
@@ -207,6 +236,8 @@ def draw():
     """Draws time, as a share of the plain network's, against the share of gates on."""
     import matplotlib.pyplot as plt
 
+    if not FLAGS.json:
+        raise UserError("--figure needs the file --json")
     rows = json.loads(pathlib.Path(FLAGS.json).read_text(encoding="utf-8"))
     threads, onednn = FLAGS.threads[0], FLAGS.onednn[0]
     rows = [row for row in rows if row[1:3] == [threads, onednn]]
@@ -222,9 +253,10 @@ def draw():
             ]
             axis.plot(*zip(*points, strict=True), marker=marker, label=kind)
         axis.axhline(1, color="grey", linewidth=1)
-        axis.set(title=name.removeprefix("keras:"), xlabel="gates on, %", xlim=(0, 100), ylim=0)
+        axis.set(title=name.removeprefix("keras:"), xlabel="gates on, %", xlim=(0, 100))
     (axes if len(names) == 1 else axes[0]).set_ylabel("time / plain network's")
     (axes if len(names) == 1 else axes[0]).legend()
+    (axes if len(names) == 1 else axes[0]).set_ylim(0)
     figure.tight_layout()
     figure.savefig(FLAGS.figure, dpi=150)
     print(FLAGS.figure)

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from export.program import (
     Affine,
+    Call,
     Channelwise,
     Filters,
     Gate,
@@ -57,7 +58,7 @@ def gate_places(program: Program) -> list[GatePlace]:
         writer: Filters | None = None
         value = gate.inputs[0]
         while len(readers[value]) == 1 and (step := makers.get(value)):
-            if isinstance(step, Filters) and _has_rows(step, program):
+            if isinstance(step, Filters) and _has_rows(step):
                 writer = step
                 break
             if not _is_channelwise(step):
@@ -70,27 +71,26 @@ def gate_places(program: Program) -> list[GatePlace]:
         found: list = []
         rest = list(readers[gate.output])
         for step in rest:  # Grows while it is read.
-            if isinstance(step, Channelwise):
+            if isinstance(step, Channelwise) and step.keeps_zeros:
                 between.append(step)
                 rest += readers[step.output]
             else:
                 found.append(step)
-        if writer and all(step is not None and _has_rows(step, program) for step in found):
+        if writer and all(map(_has_rows, found)):
             options.append(GATHER)
         places.append(GatePlace(gate, options, writer, between, found))
     return places
 
 
-def _has_rows(step, program) -> bool:
+def _has_rows(step) -> bool:
     """Returns whether a step is of filters that each read all channels of its input."""
-    if not isinstance(step, Filters) or step.kind == "depthwise":
-        return False
-    return step.kernel.shape[-2] == program.shapes[step.inputs[0]][-1]
+    return isinstance(step, Filters) and step.kind != "depthwise" and step.groups == 1
 
 
 def _is_channelwise(step) -> bool:
-    is_depthwise = isinstance(step, Filters) and step.kind == "depthwise"
-    return is_depthwise or isinstance(step, Affine | Channelwise)
+    if isinstance(step, Filters):
+        return step.kind == "depthwise"
+    return isinstance(step, Affine | Channelwise)
 
 
 def compute_filters(step: Filters, x, inputs=None, how="", gates=None):
@@ -166,7 +166,9 @@ class ConditionalNetwork:
 
     def __init__(self, program: Program, chosen: Mapping[GatePlace, str], batch: int):
         self.program = program
-        self.batch = batch
+        # What is as in training looks at the whole batch.
+        whole = any(isinstance(s, Call) and s.kwargs.get("training") for s in program.steps)
+        self.batch = 0 if whole else batch
         self.chosen = {place: how for place, how in chosen.items() if how != MULTIPLY}
         self.passing = {place.gate for place in self.chosen}
         self.writers = {place.writer: place.gate for place in self.chosen}

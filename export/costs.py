@@ -1,8 +1,7 @@
 """Measured times of layers, by which an export decides where gathering channels pays."""
 
-import json
 import os
-import statistics
+import pathlib
 import time
 from collections.abc import Callable, Sequence
 
@@ -11,8 +10,10 @@ import tensorflow as tf
 
 from export.conditional import BLOCK, GATHER, GatePlace, compute_filters
 from export.program import ON, Filters, Program
+from gaternet_tf.documents import read_json, write_json
+from gaternet_tf.errors import UserError
 
-WARM_UP, ROUNDS = 2, 5
+WARM_UP, ROUNDS = 2, 7
 GRID = 8
 """Shares of gates on are rounded up to multiples of 1 / GRID, so that layers share times."""
 
@@ -28,9 +29,10 @@ class Costs:
     def __init__(self, path: str | None = None):
         self.path = path
         self.seconds: dict[str, float] = {}
+        if path and not os.path.isdir(os.path.dirname(path) or "."):
+            raise UserError(f"--cost must be a file in a directory that exists, got '{path}'")
         if path and os.path.exists(path):
-            with open(path, encoding="utf-8") as file:
-                self.seconds = json.load(file)
+            self.seconds = read_json(pathlib.Path(path))
         self.measured = 0
 
     def of(self, step: Filters, place: tuple, inputs: int | None, how: str, outputs: int) -> float:
@@ -45,7 +47,8 @@ class Costs:
         """
         key = (
             f"{step.kind} {'x'.join(map(str, step.kernel.shape))} stride {step.strides[0]} "
-            f"at {'x'.join(map(str, place))}, inputs {inputs or 'all'}, outputs {how} {outputs}"
+            f"dilation {step.dilations[0]} {step.padding} at {'x'.join(map(str, place))}, "
+            f"inputs {inputs or 'all'}, outputs {how} {outputs}"
         )
         if key not in self.seconds:
             self.measured += 1
@@ -55,8 +58,7 @@ class Costs:
     def save(self) -> None:
         """Writes the file, if there is one."""
         if self.path and self.measured:
-            with open(self.path, "w", encoding="utf-8") as file:
-                json.dump(self.seconds, file, indent=1, sort_keys=True)
+            write_json(pathlib.Path(self.path), self.seconds)
 
 
 def _seconds(step, place, inputs, how, outputs) -> float:
@@ -84,7 +86,7 @@ def _gates(count, on):
 
 
 def measure(function: Callable) -> float:
-    """Returns the median seconds of a call of a TensorFlow function."""
+    """Returns the least seconds of a call of a TensorFlow function: noise only adds."""
     seconds = []
     for number in range(WARM_UP + ROUNDS):
         started = time.perf_counter()
@@ -92,7 +94,7 @@ def measure(function: Callable) -> float:
         tf.nest.map_structure(lambda tensor: tensor.numpy(), keep)
         if number >= WARM_UP:
             seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+    return min(seconds)
 
 
 def choose(
@@ -108,13 +110,13 @@ def choose(
     """
     writes = {place.writer: place for place in places if place.writer}
     reads = {step: place for place in places if GATHER in place.options for step in place.readers}
-    touched = {place: _touched(place, writes) for place in places}
+    touched = {place: _touched(place) for place in places}
     steps = {step for each in touched.values() for step in each}
 
     def on(place) -> int:
         numbers = place.gate.places
         share = np.where(numbers == ON, 1.0, rates[np.maximum(numbers, 0)]).mean()
-        return int(np.ceil(share * GRID) / GRID * len(numbers))
+        return max(1, int(np.ceil(share * GRID) / GRID * len(numbers)))
 
     def cost(step, chosen) -> float:
         source, target = reads.get(step), writes.get(step)
@@ -147,7 +149,7 @@ def choose(
     return best
 
 
-def _touched(place, writes) -> list[Filters]:
+def _touched(place) -> list[Filters]:
     """Returns the layers whose costs depend on what is done with a gate."""
     depthwise = [step for step in place.between if isinstance(step, Filters)]
     readers = place.readers if GATHER in place.options else []

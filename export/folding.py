@@ -15,12 +15,10 @@ def fold(program: Program) -> Program:
     """
     readers = program.readers()
     makers: dict[int, Step] = {}
-    aliases: dict[int, int] = {}
     steps: list[Step] = []
     for step in program.steps:
-        inputs = [aliases.get(value, value) for value in step.inputs]
-        step = dataclasses.replace(step, inputs=inputs)
-        before = makers.get(inputs[0]) if inputs else None
+        step = dataclasses.replace(step)
+        before = makers.get(step.inputs[0]) if step.inputs else None
         alone = before is not None and len(readers[before.output]) == 1
         if before is not None and alone and _scale_behind(before, step):
             before.outputs = step.outputs
@@ -54,9 +52,7 @@ def _scale_before(step: Step, affine: Step) -> bool:
     """Gives a layer of filters the scaling before it; returns whether there is, and it could."""
     if not (isinstance(step, Filters) and isinstance(affine, Affine)):
         return False
-    inputs = len(affine.scale)
-    is_grouped = step.kind == "conv" and step.kernel.shape[-2] != inputs
-    if is_grouped or (step.pads and affine.offset.any()):
+    if step.groups > 1 or (step.pads and affine.offset.any()):
         return False
     channels = (slice(None), None)
     offset = step.kernel * affine.offset[channels]

@@ -21,19 +21,21 @@ from gaternet_tf.layers.semhash import hard_gates
 from gaternet_tf.models.graph import (
     CHANNELWISE,
     RIDING_OPERATIONS,
-    ZERO_KEEPING,
-    ZERO_KEEPING_OPERATIONS,
-    is_operation,
     require_functional,
     symbols_of,
     tensors_in,
     walk,
 )
 
+FAR = 2.0**20
+"""A number whose distance from 0 leaves little to rounding."""
 ON, OFF = -1, -2
 """Places of gates that are the same for every picture."""
 IDENTITIES = (
-    *(layers.Dropout, layers.SpatialDropout2D, layers.GaussianNoise, layers.GaussianDropout),
+    layers.Dropout,
+    layers.SpatialDropout2D,
+    layers.GaussianNoise,
+    layers.GaussianDropout,
 )
 """Layers that do nothing in inference."""
 POOLING = (
@@ -78,6 +80,7 @@ class Filters(Step):
       bias: [outputs].
       activation: function of the outputs, or None.
       strides, padding, dilations: as TensorFlow's.
+      groups: parts of the inputs that each filter of a convolution reads one of.
     """
 
     kind: str
@@ -87,11 +90,7 @@ class Filters(Step):
     strides: tuple[int, int] = (1, 1)
     padding: str = "VALID"
     dilations: tuple[int, int] = (1, 1)
-
-    @property
-    def groups_inputs(self) -> int:
-        """Channels that each filter reads."""
-        return 1 if self.kind == "depthwise" else self.kernel.shape[-2]
+    groups: int = 1
 
     @property
     def pads(self) -> bool:
@@ -417,20 +416,19 @@ class _Reader:
         self.alive += results
         inputs = [self._value(tensor) for tensor in tensors]
         name = "_".join(path)
+        forced = kwargs.get("training")
         if isinstance(operation, GateSplit):
             start = 0
             for piece in results:
                 self.value[id(piece)], self.start[id(piece)] = inputs[0], start
                 start += piece.shape[-1]
-        elif isinstance(operation, IDENTITIES) or _is_linear(operation):
+        elif (type(operation) in IDENTITIES and not forced) or _is_linear(operation):
             self.value[id(results[0])] = inputs[0]
         elif isinstance(operation, GateFilters):
             start = self.start[id(tensors[1])]
             places = start + np.arange(tensors[1].shape[-1])
             self.steps.append(Gate(name, inputs, [self._value(results[0])], places))
-        elif kwargs.get("training") or not (
-            known := list(self._known(operation, name, tensors, inputs, results))
-        ):
+        elif forced or not (known := list(self._known(operation, name, tensors, inputs, results))):
             if getattr(operation, "_call_has_training_arg", False):
                 kwargs = {"training": False, **kwargs}
             numbers = [self._value(result) for result in results]
@@ -445,13 +443,12 @@ class _Reader:
         kind: Any = type(layer)
         shape: tuple = tensors[0].shape if tensors else ()
         function = channelwise_function(layer)
-        if (
-            kind is layers.Conv2D
-            or (kind is layers.Dense and len(shape) in (2, 4))
-            or (kind is layers.DepthwiseConv2D and layer.depth_multiplier == 1)
-        ):
+        if not _is_channels_last(layer):
+            return
+        single = (layers.Conv2D, layers.Dense, layers.DepthwiseConv2D)
+        if kind in single and len(shape) in (2, 4) and _is_known(layer):
             yield _filters(layer, name, inputs, [-1], len(shape))
-        elif kind is layers.SeparableConv2D and layer.depth_multiplier == 1:
+        elif kind is layers.SeparableConv2D and _is_known(layer):
             between = self._new((*results[0].shape[:-1], shape[-1]))
             yield Filters(
                 *(name, inputs, [between], "depthwise", _array(layer.depthwise_kernel)),
@@ -471,38 +468,37 @@ class _Reader:
         elif kind in (layers.BatchNormalization, BatchNormalization) and _is_last(
             layer.axis, shape
         ):
-            weights = iter(layer.get_weights())
-            gamma = _array(next(weights)) if layer.scale else np.ones(shape[-1])
-            beta = _array(next(weights)) if layer.center else np.zeros(shape[-1])
-            mean, variance = (_array(each) for each in weights)
-            factor = gamma / np.sqrt(variance + layer.epsilon)
-            yield Affine(name, inputs, [-1], factor, beta - mean * factor)
+            factor = 1 / np.sqrt(_array(layer.moving_variance) + layer.epsilon)
+            factor = factor * _array(layer.gamma) if layer.scale else factor
+            offset = -_array(layer.moving_mean) * factor
+            offset = offset + _array(layer.beta) if layer.center else offset
+            yield Affine(name, inputs, [-1], factor, offset)
         elif kind is layers.Rescaling or (
             kind is layers.Normalization and (not layer.axis or _is_last(layer.axis, shape))
         ):
-            # Both are affine in each channel, which what they make of 0 and of 1 tells.
+            # Both are affine in each channel, which what they make of 0 and of FAR tells.
             pictures = np.zeros((2, *[1] * (len(shape) - 2), shape[-1]), np.float32)
-            pictures[1] = 1
-            black, white = _array(layer(pictures)).reshape(2, -1)
-            yield Affine(name, inputs, [-1], white - black, black)
+            pictures[1] = FAR
+            zero, far = _array(layer(pictures)).reshape(2, -1)
+            yield Affine(name, inputs, [-1], (far - zero) / FAR, zero)
         elif function:
-            keeps = _name(layer) in ZERO_KEEPING | ZERO_KEEPING_OPERATIONS
+            keeps = not np.any(function(tf.zeros(1)))
             yield Channelwise(name, inputs, [-1], function, keeps_zeros=keeps)
         elif kind is SemHash:
             yield Channelwise(name, inputs, [-1], hard_gates)
-        elif kind in POOLING and _is_channels_last(layer):
+        elif kind in POOLING:
             yield Channelwise(name, inputs, [-1], layer, elementwise=False)
-        elif kind is layers.ZeroPadding2D and _is_channels_last(layer):
+        elif kind is layers.ZeroPadding2D:
             yield Channelwise(name, inputs, [-1], layer, elementwise=False, pads=True)
-        elif kind is layers.Reshape and results[0].shape[1:] == (1, 1, shape[-1]):
+        elif kind is layers.Reshape and len(shape) == 2 and results[0].shape[1:3] == (1, 1):
             yield Channelwise(name, inputs, [-1], _as_place, elementwise=False)
-        elif kind is layers.Flatten and len(shape) == 4 and _is_channels_last(layer):
+        elif kind is layers.Flatten and len(shape) == 4:
             yield Flatten(name, inputs, [-1], shape[1] * shape[2])
-        elif is_operation(layer, layers.Add, {"Add"}) and _are_alike(tensors, results):
+        elif _is(layer, layers.Add) and _are_alike(tensors, results):
             yield Merge(name, inputs, [-1], "sum")
         elif kind is layers.Concatenate and _is_last(layer.axis, shape):
             yield Merge(name, inputs, [-1], "concat")
-        elif is_operation(layer, layers.Multiply, {"Multiply"}) and _is_scaling(tensors):
+        elif _is(layer, layers.Multiply) and _is_scaling(tensors):
             wide = sorted(zip(tensors, inputs, strict=True), key=lambda each: _places(each[0]))
             yield Merge(name, [wide[1][1], wide[0][1]], [-1], "product")
 
@@ -519,24 +515,42 @@ def _filters(layer, name, inputs, outputs, rank) -> Filters:
         *(name, inputs, outputs, "depthwise" if depthwise else "conv", _array(layer.kernel)),
         *(_bias(layer), _activation(layer), layer.strides, layer.padding.upper()),
         layer.dilation_rate,
+        1 if depthwise else layer.groups,
     )
+
+
+def _is_known(layer) -> bool:
+    """Returns whether a layer of filters can be computed here."""
+    depthwise = isinstance(layer, layers.DepthwiseConv2D | layers.SeparableConv2D)
+    if depthwise and (
+        layer.depth_multiplier > 1 or max(layer.strides) > 1 < max(layer.dilation_rate)
+    ):
+        return False  # TensorFlow's depthwise convolution would stride after dilating.
+    return _activation(layer) is None or _name(layer) in CHANNELWISE
+
+
+def _is(operation, kind) -> bool:
+    """Returns whether an operation is a layer of just this kind, or that of `keras.ops`."""
+    if isinstance(operation, keras.Layer):
+        return type(operation) is kind
+    return type(operation).__name__ == kind.__name__
 
 
 def channelwise_function(operation) -> Callable | None:
     """Returns what an operation does in each channel and place, if it is such a one."""
-    if isinstance(operation, layers.Activation):
+    if type(operation) is layers.Activation:
         return operation.activation if _name(operation) in CHANNELWISE else None
-    return operation if is_operation(operation, ACTIVATIONS, RIDING_OPERATIONS) else None
+    if isinstance(operation, keras.Layer):
+        return operation if type(operation) in ACTIVATIONS else None
+    return operation if type(operation).__name__ in RIDING_OPERATIONS else None
 
 
 def _name(operation) -> str:
-    if isinstance(operation, layers.Activation):
-        return getattr(operation.activation, "__name__", "")
-    return "relu" if isinstance(operation, ACTIVATIONS) else type(operation).__name__
+    return getattr(getattr(operation, "activation", None), "__name__", "")
 
 
 def _is_linear(operation) -> bool:
-    return isinstance(operation, layers.Activation) and _name(operation) == "linear"
+    return type(operation) is layers.Activation and _name(operation) == "linear"
 
 
 def _activation(layer) -> Callable | None:

@@ -104,7 +104,12 @@ def _load(path, intra, inter):
     session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
     with session.graph.as_default():
         loaded = tf.compat.v1.saved_model.load(session, ["serve"], path)
-    return session, loaded.signature_def
+    # Copies, since the rest of it holds all constants once more.
+    signatures = {
+        name: type(each).FromString(each.SerializeToString())
+        for name, each in loaded.signature_def.items()
+    }
+    return session, signatures
 
 
 def _run(version, name, inputs):

@@ -46,11 +46,6 @@ class Layout:
     kept: np.ndarray
     constants: np.ndarray
 
-    @property
-    def rest(self) -> np.ndarray:
-        """Numbers of the channels that are not computed."""
-        return np.setdiff1d(np.arange(len(self.constants)), self.kept)
-
 
 def settle(
     program: Program, always_on: np.ndarray, always_off: np.ndarray, gates_given: bool = False
@@ -175,16 +170,12 @@ class _Settling:
         while len(self.readers[value]) == 1 and value in self.makers:
             step = self.makers[value]
             if isinstance(step, Filters) and step.kind != "depthwise":
-                return [*chain, step] if not self._is_grouped(step) else []
+                return [*chain, step] if step.groups == 1 else []
             if not isinstance(step, Filters | Affine | Channelwise | Gate):
                 break
             chain.append(step)
             value = step.inputs[0]
         return []
-
-    def _is_grouped(self, step):
-        inputs = self.old.shapes[step.inputs[0]][-1]
-        return step.kind == "conv" and step.kernel.shape[-2] != inputs
 
     def _add(self, old, inputs, layout, **changes):
         """Adds the step that stands for an old one."""
@@ -235,7 +226,7 @@ class _Settling:
 
     def _filters(self, step):
         x, layout = self._read(step.inputs[0], step.pads)
-        if layout is not None and self._is_grouped(step):
+        if layout is not None and step.groups > 1:
             x, layout = self._whole(step.inputs[0]), None
         kernel, bias = step.kernel, step.bias
         if step.kind == "depthwise":
@@ -272,8 +263,7 @@ class _Settling:
         out = _layout(layout.kept, layout.constants * step.scale + step.offset)
         if not len(layout.kept):
             return self._set(step.output, -1, out)
-        scale = np.broadcast_to(step.scale, layout.constants.shape)[layout.kept]
-        offset = np.broadcast_to(step.offset, layout.constants.shape)[layout.kept]
+        scale, offset = step.scale[layout.kept], step.offset[layout.kept]
         return self._add(step, [x], out, scale=scale, offset=offset)
 
     def _channelwise(self, step):

@@ -11,7 +11,7 @@ own work, that of the depthwise convolution between it and its gate for its chan
 next convolutions or dense layers would compute with its channel as their input. It is no input any
 more up to what adds or mixes channels: behind a sum, a concatenation or a normalisation all
 channels are read. Other layers count as 0, whatever they compute inside. These are figures on
-paper; the code here computes every filter and multiplies by the gate.
+paper: training computes every filter and multiplies by the gate, and what exports save is measured.
 """
 
 import collections

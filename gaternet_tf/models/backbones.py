@@ -240,16 +240,19 @@ def _split_classifier(model):
 
     It is the last dense layer, or a 1x1 convolution of one place.
     """
-    tensor = model.outputs[0]
+    named = model.output if isinstance(model.output, dict) else {}
+    output = named.get("logits", model.outputs[0])
+    tensor = output
     while True:
-        operation = tensor._keras_history.operation
+        operation, node, _ = tensor._keras_history
+        before = operation._inbound_nodes[node].input_tensors
         is_dense = isinstance(operation, layers.Dense) and len(tensor.shape) == 2
         is_convolution = isinstance(operation, layers.Conv2D) and operation.kernel_size == (1, 1)
-        if is_dense or (is_convolution and operation.input.shape[1:3] == (1, 1)):
-            return operation, operation.input
+        if is_dense or (is_convolution and before[0].shape[1:3] == (1, 1)):
+            return operation, before[0]
         if not is_operation(operation, BEHIND_CLASSIFIER, BEHIND_CLASSIFIER_OPERATIONS):
-            return None, model.outputs[0]
-        tensor = operation.input
+            return None, output
+        tensor = before[0]
 
 
 def _from_file(path, images, prefix="", seed=0, synchronized=False, weights=None):
@@ -291,7 +294,8 @@ def features_of(model: keras.Model, images, prefix="", seed=None, synchronized=F
     while pooled and classifier is not None:
         classifier, features = _split_classifier(keras.Model(plain.inputs, features))
     while pooled and isinstance(features._keras_history.operation, layers.Flatten | layers.Dropout):
-        features = features._keras_history.operation.input
+        operation, node, _ = features._keras_history
+        features = operation._inbound_nodes[node].input_tensors[0]
     if len(features.shape) not in (2, 4):
         raise UserError(
             "a network's features must be [batch, features] or [batch, height, width, features], "

@@ -190,6 +190,7 @@ class GraphWalk:
     def run(self, model: keras.Model, inputs):
         """Returns the outputs of the model, or of its clone, on other inputs."""
         self._picture = next((id(t) for t in tensors_in(inputs) if len(t.shape) == 4), None)
+
         def visit(operation, path, args, kwargs):
             return self._visit(operation, self.prefix + "_".join(path), args, kwargs)
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import pathlib
 import shutil
 
 import keras
@@ -19,6 +20,7 @@ from export.signatures import write_saved_model
 from export.verification import CONTRACT, read_meta_graph
 from export.warmup import read_warmup, warmup_pictures
 from gaternet_tf import UserError, build_gaternet, gate_map
+from gaternet_tf.documents import read_json
 from gaternet_tf.macs import Macs
 from gaternet_tf.manifest import read_manifest
 
@@ -234,9 +236,7 @@ def test_a_specialised_export_says_what_it_left_out(specialized):
     assert settled + report["gates_free"] == report["gates"] == 112
     for name in ("exported", "plain"):
         assert record["milliseconds"][name].keys() == {"1", "8", "32"}
-    assert (
-        "measured on the warm-up pictures, as a share of the plain network's time, batch 1" in out
-    )
+    assert "time, as a share of the plain network's: batch 1" in out
     changed = report["images_with_a_settled_gate_changed"]
     assert (
         f"held out 360 images of 'test': {changed} change a gate that was settled, 0 get another "
@@ -249,6 +249,27 @@ def test_an_exactly_specialised_export_equals_the_keras_model(specialized, evalu
     answer = tf.saved_model.load(str(specialized[0])).signatures["gates"](images=images)
     np.testing.assert_allclose(answer["probabilities"], probabilities, atol=1e-5)
     np.testing.assert_array_equal(answer["gates"], gates)
+
+
+def test_a_conditional_export_equals_the_keras_model(trained, data_dir, evaluated, tmp_path):
+    cost = str(tmp_path / "cost.json")
+    config = ExportConfig(
+        trained.path, tmp_path / "models", optimize="conditional", data_dir=data_dir, cost=cost
+    )
+    version = export_run(config)
+    report = read_manifest(version)["export"]["specialized"]
+    assert report["mode"] == "calibrated"
+    assert report["conditional"]["batch"] in (0, 1, 8, 32)
+    assert len(read_json(pathlib.Path(cost))) == report["conditional"]["costs_measured_here"] > 0
+    images, _, _, probabilities, gates = evaluated
+    answers = tf.saved_model.load(str(version)).signatures["gates"]
+    for part in (slice(0, 1), slice(1, None)):
+        answer = answers(images=images[part])
+        agree = (answer["gates"] == gates[part]).numpy().all(axis=1)
+        assert agree.mean() > 0.9
+        np.testing.assert_allclose(
+            answer["probabilities"][agree], probabilities[part][agree], atol=1e-5
+        )
 
 
 def test_a_half_precision_network_without_gates_is_exported_as_it_is_evaluated(

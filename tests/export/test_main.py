@@ -18,7 +18,7 @@ def test_a_version_is_added_and_the_oldest_goes(call, tmp_path, exported, traine
     flags.append(f"--warmup_images={sorted(trained.pictures.glob('*/*'))[0]}")
     done = call("export.main", *flags)
     assert done.status == 0, done.err
-    assert done.out.startswith("measured on the warm-up pictures")
+    assert done.out.startswith("timing the export and the plain network, without gates")
     assert done.out.endswith(
         f"removed versions 1 of models/gaternet\nexported {trained.path} to models/gaternet/3\n"
     )
@@ -30,6 +30,9 @@ def test_a_version_is_added_and_the_oldest_goes(call, tmp_path, exported, traine
     ("settings", "words"),
     [
         (["--optimize=specialize", "--calibration_split=test"], "must not be 'test'"),
+        (["--cost=cost.json"], "--cost is for --optimize=conditional, got --optimize=auto"),
+        (["--optimize=conditional", "--cost=no/cost.json"], "in a directory that exists, got 'no"),
+        (["--optimize=conditional", "--specialize_mode=exact"], "exact is for --optimize=spec"),
         (["--warmup_images=nowhere"], "there are none in 'nowhere'"),
     ],
 )

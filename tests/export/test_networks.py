@@ -12,9 +12,12 @@ from export.conditional import GATHER, KERNEL, MULTIPLY, ConditionalNetwork, gat
 from export.costs import Costs, choose
 from export.folding import fold
 from export.program import Affine, Call, Filters, read_program
+from export.session import Request, run_requests
 from export.settling import settle
+from export.signatures import write_saved_model
 from export.specializing import SpecializedNetwork, agreement, calibrate
 from gaternet_tf import build_gaternet, gate_model
+from gaternet_tf.data import Preprocessing
 
 IMAGES = np.random.default_rng(0).normal(size=(64, 16, 16, 3)).astype(np.float32)
 LABELS = np.zeros(64, np.int64)
@@ -51,13 +54,14 @@ def menagerie():
     y = layers.DepthwiseConv2D(3, strides=2, padding="same", name="depthwise")(y)
     y = layers.BatchNormalization()(y)
     s = layers.Dense(4, "relu", name="squeeze")(layers.GlobalAveragePooling2D()(y))
-    s = layers.Dense(16, "sigmoid", name="excite")(s)
+    s = layers.Dense(16, "softmax", name="excite")(s)
     y = layers.Multiply()([y, layers.Reshape((1, 1, 16))(s)])
     z = layers.Conv2D(8, 3, strides=2, groups=2, padding="same", name="grouped")(x)
     x = layers.Concatenate()([y, z, layers.MaxPooling2D()(shared(x))])
     x = layers.Conv2D(12, 3, dilation_rate=2, padding="same", name="dilated")(x)
     x = layers.Dense(8, "relu", name="dense")(layers.LayerNormalization()(x))
     x = layers.AveragePooling2D(2, padding="same")(layers.ZeroPadding2D()(x))
+    x = layers.Conv2D(6, 1, name="after")(layers.Activation("sigmoid")(x))
     x = layers.Conv2D(6, 2, name="narrow")(layers.Conv2DTranspose(6, 2, name="transposed")(x))
     x = layers.Dropout(0.5)(layers.Flatten()(x))
     inner = keras.Sequential([keras.Input((150,)), layers.Dense(8, "tanh"), layers.Dense(10)])
@@ -112,7 +116,7 @@ def test_what_is_not_known_is_called_and_what_cannot_be_folded_stays():
     program = fold(read_program(model))
     assert_equal_outputs(program(IMAGES), model(IMAGES, training=False))
     called = {type(step.operation).__name__ for step in program.steps if isinstance(step, Call)}
-    assert called == {"LayerNormalization", "Conv2DTranspose", "Resizing"}
+    assert called == {"LayerNormalization", "Conv2DTranspose", "Resizing", "Dense"}
     # The pictures' own, and those behind the sum: the next layer pads, or others read it, too.
     assert [type(step) for step in program.steps].count(Affine) == 3
     plain = keras.Model(model.input, model.output["logits"])
@@ -205,6 +209,21 @@ def test_a_unit_without_filters_disappears_and_so_does_a_gater_without_gates():
     # A ResNet-8 gater has 9 convolutions.
     assert convolutions(alone.short) == convolutions(short.short) - 9
     assert_equal_outputs(alone(IMAGES[:1]), model(IMAGES[:1], training=False))
+
+
+def test_a_server_loads_a_program_that_calls_layers(tmp_path):
+    model = menagerie()
+    network = fold(read_program(model))
+    preprocessing = Preprocessing(16, 16, 3, (0.5,) * 3, (0.2,) * 3)
+    write_saved_model(network, preprocessing, [str(n) for n in range(10)], str(tmp_path))
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3)).astype(np.uint8)
+    (answer,) = run_requests([Request(tmp_path, "gates", {"images": pixels})])
+    assert not answer.error
+    expected = model(preprocessing.normalize(pixels), training=False)
+    np.testing.assert_array_equal(answer.outputs["gates"], expected["gates"])
+    np.testing.assert_allclose(
+        answer.outputs["probabilities"], tf.nn.softmax(expected["logits"]), atol=1e-5
+    )
 
 
 def test_a_network_that_is_all_off_is_a_constant():
