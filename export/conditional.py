@@ -8,6 +8,7 @@ it. Elsewhere a gate multiplies the value or, where that is smaller, the kernel.
 import dataclasses
 from collections.abc import Mapping
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -166,8 +167,10 @@ class ConditionalNetwork:
 
     def __init__(self, program: Program, chosen: Mapping[GatePlace, str], batch: int):
         self.program = program
-        # What is as in training looks at the whole batch.
-        whole = any(isinstance(s, Call) and s.kwargs.get("training") for s in program.steps)
+        # Batch normalisation as in training looks at the whole batch.
+        calls = [step for step in program.steps if isinstance(step, Call)]
+        normalized = [s for s in calls if isinstance(s.operation, keras.layers.BatchNormalization)]
+        whole = any(step.kwargs.get("training") for step in normalized)
         self.batch = 0 if whole else batch
         self.chosen = {place: how for place, how in chosen.items() if how != MULTIPLY}
         self.passing = {place.gate for place in self.chosen}

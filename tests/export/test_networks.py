@@ -280,6 +280,7 @@ def test_conditional_it_computes_the_same(make, choice, least, batch):
     }
     assert collections.Counter(chosen.values())[choice] >= least
     network = ConditionalNetwork(program, chosen, batch)
+    assert network.batch == batch
     expected = model(IMAGES, training=False)
     assert_equal_outputs(tf.function(lambda images: network(images))(IMAGES), expected)
     assert len(np.unique(expected["gates"], axis=0)) > 10
