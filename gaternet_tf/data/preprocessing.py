@@ -4,6 +4,13 @@ import dataclasses
 
 import tensorflow as tf
 
+SIDES = {
+    b"\x89": (slice(19, 15, -1), slice(23, 19, -1)),
+    b"G": (slice(6, 8), slice(8, 10)),
+    b"B": (slice(18, 22), slice(22, 26)),
+}
+"""The bytes of width and height in PNG, GIF and BMP, the lowest first, by the first byte."""
+
 
 def decode_rgb(encoded):
     """Decodes a JPEG, PNG, BMP or a GIF's first frame (string scalar) to uint8 [h, w, 3]."""
@@ -13,6 +20,35 @@ def decode_rgb(encoded):
         lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
     )
     return tf.ensure_shape(image, (None, None, 3))
+
+
+def pixels_in_header(encoded):
+    """Returns how many pixels a picture (string scalar) has by its header, int64 scalar.
+
+    It decodes nothing. What is no JPEG, PNG, BMP or GIF has 0 pixels.
+    """
+
+    def of_jpeg():
+        return tf.reduce_prod(tf.image.extract_jpeg_shape(encoded, tf.int64)[:2])
+
+    def of_others():
+        header = tf.io.decode_raw(encoded, tf.uint8, fixed_length=26)
+        header = tf.cast(tf.ensure_shape(header, [26]), tf.int64)
+
+        def side(place):
+            digits = header[place]
+            value = tf.reduce_sum(digits * [256**power for power in range(digits.shape[0])])
+            # A BMP whose first row is the top has a negative height.
+            return tf.minimum(value, 2**32 - value)
+
+        return tf.add_n(
+            [
+                tf.where(header[0] == ord(first), side(width) * side(height), 0)
+                for first, (width, height) in SIDES.items()
+            ]
+        )
+
+    return tf.cond(tf.io.is_jpeg(encoded), of_jpeg, of_others)
 
 
 @dataclasses.dataclass(frozen=True)
