@@ -62,10 +62,12 @@ def write_saved_model(
     def decode(encoded):
         # Few bytes may hold many pixels: a PNG of 140 kB took 3 GB.
         pixels = pixels_in_header(encoded)
-        text = f"a picture must be a JPEG, PNG, BMP or GIF of 1 to {MAX_PIXELS:,} pixels, and has "
-        texts = [text, tf.strings.as_string(pixels), "; scale it down or convert it"]
+        text = (
+            f"a picture must be a JPEG, PNG, BMP or GIF of 1 to {MAX_PIXELS:,} pixels; scale it "
+            "down, or convert it. Its pixels are"
+        )
         fits = (pixels > 0) & (pixels <= MAX_PIXELS)
-        with tf.control_dependencies([tf.debugging.Assert(fits, [tf.strings.join(texts)])]):
+        with tf.control_dependencies([tf.debugging.Assert(fits, [text, pixels])]):
             return preprocessing.decode(tf.identity(encoded))
 
     def predict_encoded(encoded):

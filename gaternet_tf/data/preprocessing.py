@@ -2,14 +2,16 @@
 
 import dataclasses
 
+import numpy as np
 import tensorflow as tf
 
-SIDES = {
-    b"\x89": (slice(19, 15, -1), slice(23, 19, -1)),
-    b"G": (slice(6, 8), slice(8, 10)),
-    b"B": (slice(18, 22), slice(22, 26)),
-}
-"""The bytes of width and height in PNG, GIF and BMP, the lowest first, by the first byte."""
+FIRST_BYTES = (0x89, ord("G"), ord("B"))
+"""Of a PNG, a GIF and a BMP."""
+SIDES = np.zeros([26, 6], np.int64)
+"""Multiplied with the first bytes of a picture, width and height as each of the three has them."""
+SIDES[[19, 18, 17, 16], 0] = SIDES[[23, 22, 21, 20], 1] = 256 ** np.arange(4)
+SIDES[[6, 7], 2] = SIDES[[8, 9], 3] = 256 ** np.arange(2)
+SIDES[[18, 19, 20, 21], 4] = SIDES[[22, 23, 24, 25], 5] = 256 ** np.arange(4)
 
 
 def decode_rgb(encoded):
@@ -32,21 +34,12 @@ def pixels_in_header(encoded):
         return tf.reduce_prod(tf.image.extract_jpeg_shape(encoded, tf.int64)[:2])
 
     def of_others():
-        header = tf.io.decode_raw(encoded, tf.uint8, fixed_length=26)
-        header = tf.cast(tf.ensure_shape(header, [26]), tf.int64)
-
-        def side(place):
-            digits = header[place]
-            value = tf.reduce_sum(digits * [256**power for power in range(digits.shape[0])])
-            # A BMP whose first row is the top has a negative height.
-            return tf.minimum(value, 2**32 - value)
-
-        return tf.add_n(
-            [
-                tf.where(header[0] == ord(first), side(width) * side(height), 0)
-                for first, (width, height) in SIDES.items()
-            ]
-        )
+        header = tf.cast(tf.io.decode_raw([encoded], tf.uint8, fixed_length=26), tf.int64)
+        sides = tf.matmul(header, SIDES)
+        # A BMP whose first row is the top has a negative height.
+        sides = tf.minimum(sides, 2**32 - sides)
+        pixels = tf.reduce_prod(tf.reshape(sides, [3, 2]), axis=1)
+        return tf.reduce_sum(tf.where(header[0, 0] == FIRST_BYTES, pixels, 0))
 
     return tf.cond(tf.io.is_jpeg(encoded), of_jpeg, of_others)
 
