@@ -19,6 +19,7 @@ from export.folding import fold
 from export.program import read_program
 from export.publish import (
     choose_version,
+    named_versions,
     publish,
     remove_old_versions,
     require_model_directory,
@@ -57,6 +58,7 @@ class ExportConfig:
     cost: str | None = None
     warmup_images: str | None = None
     keep: int | None = None
+    server_config: str | None = None
 
 
 def export_run(config: ExportConfig) -> pathlib.Path:
@@ -74,6 +76,7 @@ def export_run(config: ExportConfig) -> pathlib.Path:
     base = pathlib.Path(os.path.abspath(config.output_dir))
     require_model_directory(base)
     choose_version(base, config.version)
+    named_versions(config.server_config, base.name)
     pictures, images = warmup_pictures(run, config.warmup_images)
     model = run.load_model()
     if not all(np.isfinite(weights).all() for weights in model.get_weights()):
@@ -103,8 +106,11 @@ def export_run(config: ExportConfig) -> pathlib.Path:
             record["milliseconds"] = times
             write_manifest(directory, run, model, base.name, record)
         version = publish(directory, base, config.version)
-    if config.keep is not None and (removed := remove_old_versions(base, version, config.keep)):
-        print(f"removed versions {', '.join(map(str, removed))} of {config.output_dir}")
+    if config.keep is not None:
+        # Read again, since labels may have moved in the meantime.
+        named = named_versions(config.server_config, base.name)
+        if removed := remove_old_versions(base, version, config.keep, named):
+            print(f"removed versions {', '.join(map(str, removed))} of {config.output_dir}")
     return pathlib.Path(config.output_dir) / str(version)
 
 

@@ -47,6 +47,12 @@ define_path(
     "warmup_images", None, "Picture, or directory of pictures, to warm up with; default: the run's."
 )
 flags.DEFINE_integer("keep", None, "Keeps so many versions and removes older ones.", 1)
+define_path(
+    "server_config",
+    None,
+    "TensorFlow Serving's --model_config_file: --keep neither removes nor counts the versions that "
+    "it pins or labels.",
+)
 
 
 def main(argv):

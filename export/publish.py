@@ -8,7 +8,10 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+
+from google.protobuf import text_format
+from tensorflow_serving.config import model_server_config_pb2
 
 from gaternet_tf.errors import UserError
 from gaternet_tf.manifest import read_manifest
@@ -129,10 +132,48 @@ def publish(directory: pathlib.Path, base: pathlib.Path, version: int | None) ->
             return number
 
 
-def remove_old_versions(base: pathlib.Path, newest: int, keep: int) -> list[int]:
+def named_versions(server_config: str | None, model: str) -> set[int]:
+    """Returns the versions of a model that a configuration of TensorFlow Serving pins or labels.
+
+    Args:
+      server_config: the text file that the server reads; None for none.
+      model: name of the model, or of the directory with its versions.
+
+    Raises:
+      UserError: for a file that is no such configuration, or does not list the model.
+    """
+    if server_config is None:
+        return set()
+    try:
+        text = pathlib.Path(server_config).read_text()
+        config = text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
+    except (OSError, ValueError, text_format.ParseError) as error:
+        raise UserError(
+            "--server_config must be the file of TensorFlow Serving's --model_config_file, and "
+            f"'{server_config}' cannot be read as one ({error})"
+        ) from error
+    entries = [
+        entry
+        for entry in config.model_config_list.config
+        if model in (entry.name, pathlib.PurePath(entry.base_path).name)
+    ]
+    if not entries:
+        raise UserError(
+            f"--server_config must list the model of --output_dir, and '{server_config}' has no "
+            f"'{model}'; give the file of the server that serves it"
+        )
+    versions: set[int] = set()
+    for entry in entries:
+        versions.update(entry.model_version_policy.specific.versions, entry.version_labels.values())
+    return versions
+
+
+def remove_old_versions(
+    base: pathlib.Path, newest: int, keep: int, named: Collection[int] = ()
+) -> list[int]:
     """Removes exports below version `newest`, the oldest first, until `keep` are left with it.
 
-    Versions that this project did not write stay, uncounted.
+    Versions that this project did not write and the `named` ones stay, uncounted.
 
     Returns:
       The numbers removed.
@@ -142,7 +183,7 @@ def remove_old_versions(base: pathlib.Path, newest: int, keep: int) -> list[int]
         with contextlib.suppress(UserError):
             read_manifest(base / str(number))
             older.append(number)
-    older = [number for number in older if number < newest]
+    older = [number for number in older if number < newest and number not in named]
     removed = older[: max(0, len(older) + 1 - keep)]
     for number in removed:
         # Out of servers' sight first, so that they never see half a version.

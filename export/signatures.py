@@ -6,10 +6,13 @@ import keras
 import tensorflow as tf
 
 from gaternet_tf.data import Preprocessing
+from gaternet_tf.data.preprocessing import pixels_in_header
 
 IMAGE_FEATURE = "image/encoded"
 NO_FEATURE = "no feature"
 """Stands for a missing feature; no picture is encoded like this."""
+MAX_PIXELS = 25_000_000
+"""Limit of an encoded picture, whose decoding takes up to 20 bytes of memory for each."""
 
 
 def write_saved_model(
@@ -26,8 +29,8 @@ def write_saved_model(
     In `image_bytes` and `gates_bytes` an empty string means "no picture": its row comes back with
     probabilities 0, class -1, an empty label and gates that are off. In `classify` an empty
     `tf.Example` or an empty feature means the same, and all its scores are 0. So a caller can pad a
-    batch, and a server can be probed without a picture. Anything else that is not a picture fails
-    the request.
+    batch, and a server can be probed without a picture. Anything else that is not a picture of
+    1 to `MAX_PIXELS` pixels fails the request.
     """
     archive = keras.export.ExportArchive()
     images = tf.TensorSpec((None, *preprocessing.shape), tf.uint8, name="images")
@@ -56,11 +59,22 @@ def write_saved_model(
         answer = {"probabilities": probabilities, "class_ids": class_ids, "labels": names}
         return answer, {**answer, "gates": gates}
 
+    def decode(encoded):
+        # Few bytes may hold many pixels: a PNG of 140 kB took 3 GB.
+        pixels = pixels_in_header(encoded)
+        text = (
+            f"a picture must be a JPEG, PNG, BMP or GIF of 1 to {MAX_PIXELS:,} pixels; scale it "
+            "down, or convert it. Its pixels are"
+        )
+        fits = (pixels > 0) & (pixels <= MAX_PIXELS)
+        with tf.control_dependencies([tf.debugging.Assert(fits, [text, pixels])]):
+            return preprocessing.decode(tf.identity(encoded))
+
     def predict_encoded(encoded):
         present = tf.strings.length(encoded) > 0
         blank = tf.zeros(preprocessing.shape, tf.uint8)
         pictures = tf.map_fn(
-            lambda each: tf.cond(each[1], lambda: preprocessing.decode(each[0]), lambda: blank),
+            lambda each: tf.cond(each[1], lambda: decode(each[0]), lambda: blank),
             (encoded, present),
             fn_output_signature=tf.TensorSpec(preprocessing.shape, tf.uint8),
         )

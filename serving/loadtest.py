@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "RESOURCE_EXHAUSTED" in report["errors"]:
             print(
                 "refused     RESOURCE_EXHAUSTED: the server has too few threads for so many "
-                f"callers; give it --grpc_max_threads={max(64, 2 * options.concurrency)} or more"
+                f"callers; give it --grpc_max_threads={max(80, 2 * options.concurrency)} or more"
             )
     return SOME_FAILED if report["errors"] else OK
 

@@ -9,6 +9,7 @@ The server is TensorFlow Serving or `python -m serving.server`, the model an exp
 """
 
 import collections
+import contextlib
 import dataclasses
 import os
 import time
@@ -74,7 +75,8 @@ class GaterNetClient:
     """Classifies pictures over one channel; use it in a `with` block. Threads may share it.
 
     Args:
-      target: HOST:PORT of the server's gRPC interface.
+      target: HOST:PORT of the server's gRPC interface. Requests take turns among the addresses of
+        HOST, and of ipv4:ADDRESS:PORT,ADDRESS:PORT.
       model: name of the model.
       version: number of the version to ask; None for the server's choice, the newest.
       label: or the label of a version, such as "stable".
@@ -267,8 +269,14 @@ class GaterNetClient:
         For example {2: "AVAILABLE", 1: "END"}; newest first. The reason why a version failed to
         load follows its state: "END: ...".
         """
+        try:
+            return self._states()
+        except grpc.RpcError as error:
+            raise self._client_error(error) from error
+
+    def _states(self) -> dict[int, str]:
         request = wire.GetModelStatusRequest(model_spec=wire.ModelSpec(name=self.model))
-        response = self._result(self._get_status.future(request, timeout=self.timeout))
+        response = self._get_status(request, timeout=self.timeout)
         states = {}
         for entry in sorted(response.model_version_status, key=lambda entry: -entry.version):
             state = wire.ModelVersionStatus.State.Name(entry.state)
@@ -313,6 +321,14 @@ class GaterNetClient:
             # What servers answer for an unknown label.
             code = grpc.StatusCode.NOT_FOUND
         kind, remedy = ERRORS.get(code, (ClientError, REMEDY))
+        if code is grpc.StatusCode.NOT_FOUND:
+            with contextlib.suppress(grpc.RpcError):
+                states = self._states()
+                if "AVAILABLE" not in states.values():
+                    remedy = (
+                        f"the model is configured and has no version that is loaded ({states}); "
+                        "publish one with a number above all of these, or wait for one that loads"
+                    )
         which = f"model '{self.model}'"
         which += f" version {self.version}" if self.version is not None else ""
         which += f" label '{self.label}'" if self.label is not None else ""

@@ -19,7 +19,11 @@ RETRY_POLICY = {
 }
 CHANNEL_OPTIONS = {
     "grpc.service_config": json.dumps(
-        {"methodConfig": [{"name": [{}], "retryPolicy": RETRY_POLICY}]}
+        {
+            # Requests take turns among all addresses of the target.
+            "loadBalancingConfig": [{"round_robin": {}}],
+            "methodConfig": [{"name": [{}], "retryPolicy": RETRY_POLICY}],
+        }
     ),
     # A request above this size, 256 KiB by default, is not retried.
     "grpc.per_rpc_retry_buffer_size": MAX_MESSAGE,
@@ -36,7 +40,7 @@ CHANNEL_OPTIONS = {
     "grpc.keepalive_time_ms": 300_000,
     "grpc.keepalive_timeout_ms": 20_000,
 }
-LOOPBACK = ("localhost:", "127.", "[::1]:", "unix:")
+LOOPBACK = ("localhost:", "127.", "[::1]:", "ipv4:127.", "ipv6:[::1]", "unix:")
 
 
 class ClientError(Exception):
@@ -64,7 +68,8 @@ ERRORS: dict[grpc.StatusCode, tuple[type[ClientError], str]] = {
     grpc.StatusCode.UNAVAILABLE: (
         UnavailableError,
         "start a model server there, or give the address of its gRPC interface "
-        "(--target=HOST:PORT, with --tls if it speaks TLS)",
+        "(--target=HOST:PORT, with --tls if it speaks TLS, and with --tls_cert and --tls_key if it "
+        "asks for a certificate)",
     ),
     grpc.StatusCode.RESOURCE_EXHAUSTED: (
         UnavailableError,

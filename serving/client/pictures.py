@@ -8,6 +8,8 @@ from serving.client.channel import MAX_MESSAGE, PictureError
 
 MAX_PICTURE = MAX_MESSAGE * 3 // 4
 """The largest picture that is sent, in bytes."""
+MAX_PIXELS = 25_000_000
+"""As many pixels as an exported graph decodes, `MAX_PIXELS` in export/signatures.py."""
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 """Pillow's modes that PNG keeps as they are."""
 
@@ -46,7 +48,6 @@ def _as_png(image) -> bytes:
         if picture.mode == "1" and image[28] != 1:
             # Pillow reads 1 bit a pixel of any BMP with the two colours black and white.
             raise ValueError(f"a black-and-white BMP of {image[28]} bits a pixel")
-        picture = picture.convert("RGB")
     elif isinstance(image, PIL.Image.Image):
         picture = image
     elif getattr(image, "dtype", None) == "uint8":
@@ -54,7 +55,9 @@ def _as_png(image) -> bytes:
     else:
         kind = getattr(image, "dtype", type(image).__name__)
         raise ValueError(f"neither a path, bytes, a PIL image nor a uint8 array, but {kind}")
-    if picture.mode not in PNG_MODES:
+    if (pixels := picture.width * picture.height) > MAX_PIXELS:
+        raise ValueError(f"at most {MAX_PIXELS:,} pixels, got {pixels:,}; scale it down")
+    if picture.mode not in PNG_MODES or isinstance(image, bytes):
         if picture.mode[0] in "IF":
             raise ValueError(f"Pillow's mode '{picture.mode}'; convert it to 'L' or 'RGB'")
         picture = picture.convert("RGB")

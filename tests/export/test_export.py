@@ -6,6 +6,7 @@ import io
 import json
 import pathlib
 import shutil
+import struct
 
 import keras
 import numpy as np
@@ -173,6 +174,24 @@ def test_pixels_of_another_size_are_refused_by_the_graph(exported):
                     tf.errors.InvalidArgumentError, match=r"expected shape \[\?,8,8"
                 ):
                     session.run(outputs, {images: np.zeros(shape, np.uint8)})
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(exported):
+    def header(side):
+        return b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", side, side)
+
+    signatures = tf.saved_model.load(exported / "1").signatures
+    for name, (key, _) in SIGNATURES.items():
+        if key == "images":
+            continue
+        for picture, words in [
+            (header(5001), r"of 1 to 25,000,000 pixels; scale it down.*\[25010001\]"),
+            (b"no picture", "must be a JPEG, PNG, BMP or GIF"),
+            (header(5000), "Invalid PNG"),
+        ]:
+            batch = tf.constant([example(picture) if key == "inputs" else picture])
+            with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+                signatures[name](**{key: batch})
 
 
 def test_an_empty_batch_is_an_empty_answer(answers):

@@ -14,7 +14,10 @@ def test_a_version_is_added_and_the_oldest_goes(call, tmp_path, exported, traine
     models = tmp_path / "models" / "gaternet"
     shutil.copytree(exported, models)
     shutil.copytree(exported / "1", models / "2")
-    flags = [f"--workdir={trained.path}", "--output_dir=models/gaternet", "--keep=2"]
+    config = 'config { name: "gaternet" version_labels { key: "stable" value: 2 } }'
+    (tmp_path / "models.config").write_text(f"model_config_list {{ {config} }}")
+    flags = [f"--workdir={trained.path}", "--output_dir=models/gaternet"]
+    flags += ["--keep=1", "--server_config=models.config"]
     flags.append(f"--warmup_images={sorted(trained.pictures.glob('*/*'))[0]}")
     done = call("export.main", *flags)
     assert done.status == 0, done.err
@@ -34,6 +37,7 @@ def test_a_version_is_added_and_the_oldest_goes(call, tmp_path, exported, traine
         (["--optimize=conditional", "--cost=no/cost.json"], "in a directory that exists, got 'no"),
         (["--optimize=conditional", "--specialize_mode=exact"], "exact is for --optimize=spec"),
         (["--warmup_images=nowhere"], "there are none in 'nowhere'"),
+        (["--server_config=nowhere"], "--server_config must be"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_and_changes_nothing(

@@ -10,6 +10,7 @@ from helpers import ROOT, plant_run, run_python
 from export.publish import (
     choose_version,
     existing_versions,
+    named_versions,
     publish,
     remove_old_versions,
     require_model_directory,
@@ -121,6 +122,40 @@ def test_old_versions_are_removed_but_never_the_newest_or_what_is_not_ours(tmp_p
     assert remove_old_versions(tmp_path, 5, 1) == [3, 4]
     assert sorted(os.listdir(tmp_path)) == ["-1", "007", "2", "5", "6", "note"]
     assert remove_old_versions(tmp_path, 5, 1) == []
+
+
+CONFIG = """
+model_config_list {
+  config {
+    name: "gaternet"
+    base_path: "/models/gaternet"
+    model_version_policy { specific { versions: 1 versions: 4 } }
+    version_labels { key: "stable" value: 2 }
+  }
+  config { name: "other" base_path: "/models/other" version_labels { key: "stable" value: 3 } }
+}
+"""
+
+
+def test_versions_that_a_server_pins_or_labels_stay_uncounted(tmp_path):
+    for name in "12345":
+        (tmp_path / name / PLACE).parent.mkdir(parents=True)
+        (tmp_path / name / PLACE).write_text(json.dumps({"format": FORMAT}))
+    (tmp_path / "models.config").write_text(CONFIG)
+    named = named_versions(str(tmp_path / "models.config"), "gaternet")
+    assert remove_old_versions(tmp_path, 5, 2, named) == []
+    assert remove_old_versions(tmp_path, 5, 1, named) == [3]
+    assert existing_versions(tmp_path) == [1, 2, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("max_batch_size { value: 32 }", "cannot be read as one.*max_batch_size"), (CONFIG, "'mine'")],
+)
+def test_a_configuration_without_the_model_is_refused(tmp_path, text, words):
+    (tmp_path / "config").write_text(text)
+    with pytest.raises(UserError, match=words):
+        named_versions(str(tmp_path / "config"), "mine")
 
 
 KILLED = """

@@ -129,6 +129,29 @@ def test_versions_and_labels_are_asked_for(connect):
                 ask()
 
 
+def test_a_model_without_a_loaded_version_is_told_from_an_unknown_one(connect):
+    client = connect(FakeModel(versions={2: "END: disk full", 1: "END"}))
+    with pytest.raises(UnknownModelError, match=r"has no version that is loaded.*END: disk full"):
+        client.classify([picture(0)])
+    client = connect(FakeModel(), version=2)
+    with pytest.raises(UnknownModelError, match="check the name, the version"):
+        client.classify([picture(0)])
+
+
+def test_requests_take_turns_among_the_addresses_of_a_target():
+    models = FakeModel(), FakeModel()
+    with (
+        grpc_server(models[0]) as first,
+        grpc_server(models[1]) as second,
+        GaterNetClient(f"ipv4:{first},{second}", "fake", timeout=60) as client,
+    ):
+        for _ in range(1000):  # The second connection may take longer than a few requests.
+            assert labels(client.classify([picture(1)])) == ["dog"]
+            if all(model.rows for model in models):
+                return
+    pytest.fail("one of the servers got no request")
+
+
 def test_a_stream_gives_the_answers_before_a_failure_and_reads_no_further_than_it_must(connect):
     read = []
 

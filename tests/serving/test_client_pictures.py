@@ -8,7 +8,8 @@ import tensorflow as tf
 from helpers import palette_bmp
 from PIL import Image
 
-from serving.client import PictureError
+from export.signatures import MAX_PIXELS
+from serving.client import PictureError, pictures
 from serving.client.pictures import encode
 
 RANDOM = np.random.default_rng(0)
@@ -83,6 +84,7 @@ def test_exif_orientation_is_ignored():
         (np.zeros([2, 2], np.float32), "but float32"),
         (Image.new("I", (2, 2)), "mode 'I'"),
         (b"BM not a bitmap", "not a picture"),
+        (np.zeros([5001, 5000], np.uint8), "got 25,005,000; scale it down"),
         # Pillow would read other pixels.
         (palette_bmp(np.zeros([2, 9], np.uint8), np.array([[0] * 3, [255] * 3])), "8 bits a pixel"),
     ],
@@ -91,3 +93,7 @@ def test_what_cannot_be_sent_is_an_error_of_the_picture(image, words):
     answer = encode(image)
     assert isinstance(answer, PictureError)
     assert words in str(answer)
+
+
+def test_exports_decode_as_many_pixels_as_are_sent():
+    assert pictures.MAX_PIXELS == MAX_PIXELS

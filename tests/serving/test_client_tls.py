@@ -73,7 +73,7 @@ def test_an_authority_that_is_not_known_is_refused(local, named):
 def test_mutual_tls(local):
     model = FakeModel()
     with tls_server(local, model, mutual=True) as target:
-        with pytest.raises(UnavailableError):
+        with pytest.raises(UnavailableError, match="--tls_cert and --tls_key"):
             classify(target, Tls(ca=local / "ca.pem"))
         assert model.rows == []
         own = {"cert": local / "client.pem", "key": local / "client.key"}

@@ -69,7 +69,8 @@ def test_batches_hold_the_warm_up_records_and_threads_fill_them():
     (size,) = re.findall(r"^max_batch_size \{ value: (\d+) \}$", text, re.MULTILINE)
     assert int(size) >= 32
     # A batch has at most as many requests as there are threads.
-    assert int(flags(compose()["command"])["--grpc_max_threads"]) >= 2 * int(size)
+    for flag in ("--grpc_max_threads", "--rest_api_num_threads"):
+        assert int(flags(compose()["command"])[flag]) >= 2 * int(size)
 
 
 def test_compose_publishes_on_loopback_and_mounts_read_only():
@@ -109,6 +110,10 @@ def test_kubernetes_objects_are_valid_and_select_the_same_pods():
     assert deployment["selector"]["matchLabels"] == labels
     assert objects["Service", "gaternet"]["spec"]["selector"] == labels
     assert objects["Service", "gaternet-pods"]["spec"]["selector"] == labels
+    policy = objects["NetworkPolicy", "gaternet"]["spec"]
+    assert policy["podSelector"]["matchLabels"] == labels
+    ports = {port["name"] for port in pod()["containers"][0]["ports"]}
+    assert {port["port"] for rule in policy["ingress"] for port in rule["ports"]} == ports
     target = objects["HorizontalPodAutoscaler", "gaternet"]["spec"]["scaleTargetRef"]
     assert (target["kind"], target["name"]) == ("Deployment", "gaternet")
 

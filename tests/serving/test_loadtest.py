@@ -50,7 +50,7 @@ def test_counts_what_failed(load):
     assert "grpc_max_threads" not in out
 
 
-@pytest.mark.parametrize(("callers", "threads"), [(1, 64), (40, 80)])
+@pytest.mark.parametrize(("callers", "threads"), [(1, 80), (50, 100)])
 def test_refused_callers_pause_and_the_flag_is_named(load, monkeypatch, callers, threads):
     def before(request):
         if len(model.rows) > 1:

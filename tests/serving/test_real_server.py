@@ -13,6 +13,7 @@ import pathlib
 import re
 import shutil
 import socket
+import struct
 import subprocess
 import time
 import urllib.request
@@ -22,11 +23,17 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
+from google.protobuf import text_format
 from helpers import ROOT
-from tensorflow_serving.apis import classification_pb2, prediction_service_pb2_grpc
+from tensorflow_serving.apis import (
+    classification_pb2,
+    model_management_pb2,
+    model_service_pb2_grpc,
+    prediction_service_pb2_grpc,
+)
 from toy_models import predict_request
 
-from serving.client import ClientError, GaterNetClient
+from serving.client import ClientError, GaterNetClient, UnknownModelError
 
 yaml = pytest.importorskip("yaml")
 
@@ -126,7 +133,7 @@ def server(exported, tmp_path_factory):
     directory = tmp_path_factory.mktemp("plain")
     publish(exported, directory / "gaternet", 1)
     flags = ["--model_name=gaternet", f"--model_base_path={directory / 'gaternet'}"]
-    with tensorflow_serving(directory, *flags, "--grpc_max_threads=64") as server:
+    with tensorflow_serving(directory, *flags, "--grpc_max_threads=80") as server:
         yield server
 
 
@@ -201,6 +208,15 @@ def test_the_client_gets_classes_and_gates(server, paths, expected):
     np.testing.assert_array_equal([answer.gates for answer in answers], expected["gates"])
 
 
+def test_a_picture_of_too_many_pixels_is_refused(server):
+    header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", 12_000, 12_000)
+    with server.client() as client:
+        (answer,) = client.classify([header])
+    assert answer.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "25,000,000 pixels; scale it down" in str(answer)
+    assert "144000000" in str(answer)
+
+
 def test_rest_answers_the_documented_commands(server, paths, expected):
     text = (ROOT / "docs" / "serving.md").read_text()
     (script,) = re.findall(r"^```text\n(curl .*?)^```$", text, re.MULTILINE | re.DOTALL)
@@ -246,6 +262,66 @@ def test_a_hot_swap_fails_no_request(exported, paths, tmp_path):
                 break
             assert time.monotonic() < deadline, f"version 2 is not served: {client.status()}"
     assert set(versions) == {1, 2}
+
+
+def test_a_model_whose_only_version_went_is_reported_as_one_without_a_version(
+    exported, paths, tmp_path
+):
+    base_path = tmp_path / "gaternet"
+    publish(exported, base_path, 1)
+    flags = ["--model_name=gaternet", f"--model_base_path={base_path}"]
+    deadline = time.monotonic() + DEADLINE
+    with tensorflow_serving(tmp_path, *flags) as server, server.client() as client:
+        (base_path / "1").rename(base_path / "aside")
+        text = ""
+        while "has no version that is loaded" not in text:
+            assert time.monotonic() < deadline, text or "it still answers"
+            try:
+                client.classify(paths[:1])
+            except UnknownModelError as error:
+                text = str(error)
+
+
+def test_a_label_goes_back_to_an_unloaded_version_in_two_readings(exported, tmp_path):
+    """As docs/serving.md says, but replacing the list by the RPC, which reports a failure."""
+
+    def model_list(versions, stable):
+        policy = " ".join(f"versions: {version}" for version in versions)
+        return (
+            f'model_config_list {{ config {{ name: "gaternet" base_path: "{tmp_path / "gaternet"}" '
+            f'model_platform: "tensorflow" model_version_policy {{ specific {{ {policy} }} }} '
+            f'version_labels {{ key: "stable" value: {stable} }} }} }}'
+        )
+
+    def reload(versions, stable):
+        request = model_management_pb2.ReloadConfigRequest()
+        text_format.Parse(model_list(versions, stable), request.config)
+        with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+            stub = model_service_pb2_grpc.ModelServiceStub(channel)
+            try:
+                code = stub.HandleReloadConfigRequest(request, timeout=DEADLINE).status.error_code
+            except grpc.RpcError as error:
+                (code, _) = error.code().value
+        return code
+
+    for version in (1, 2):
+        publish(exported, tmp_path / "gaternet", version)
+    (tmp_path / "models.config").write_text(model_list([2], 2))
+    flags = [f"--model_config_file={tmp_path / 'models.config'}"]
+    flags.append("--allow_version_labels_for_unavailable_models=true")
+    with (
+        tensorflow_serving(tmp_path, *flags) as server,
+        server.client(label="stable") as client,
+        server.client(version=1) as first,
+    ):
+        assert client.wait_ready() == 2
+        for versions in ([1], [1, 2]):
+            assert reload(versions, stable=1) == grpc.StatusCode.FAILED_PRECONDITION.value[0]
+            assert client.wait_ready() == 2
+        assert reload([1, 2], stable=2) == 0
+        assert first.wait_ready(DEADLINE) == 1
+        assert reload([1, 2], stable=1) == 0
+        assert client.wait_ready() == 1
 
 
 def test_the_canary_configuration_labels_two_versions_and_batches(exported, paths, tmp_path):

@@ -8,6 +8,7 @@ import tensorflow as tf
 from PIL import Image
 
 from gaternet_tf.data import Preprocessing
+from gaternet_tf.data.preprocessing import pixels_in_header
 
 RGB = Preprocessing(20, 24, 3, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 GREY = Preprocessing(20, 24, 1, (0.4,), (0.2,))
@@ -45,6 +46,20 @@ def test_jpeg_equals_pillows_decoding(mode):
     wanted = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)
     limit = 1 if mode != "CMYK" else 40
     assert np.abs(RGB.decode(picture).numpy().astype(int) - wanted).max() <= limit
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP"])
+def test_pixels_are_read_from_the_header(kind):
+    picture = encode(Image.new("RGB", (300, 521)), kind)
+    assert pixels_in_header(picture) == 300 * 521
+    if kind == "BMP":
+        top_down = picture[:22] + (-521).to_bytes(4, "little", signed=True) + picture[26:]
+        assert pixels_in_header(top_down) == 300 * 521
+
+
+def test_what_no_export_must_decode_has_no_pixels():
+    for other in (b"", b"\x89", b"no picture", encode(Image.new("RGB", (3, 5)), "WEBP")):
+        assert pixels_in_header(other) == 0
 
 
 def test_pictures_of_16_bits_are_scaled_to_8():
