@@ -6,6 +6,8 @@ TensorFlow's v1 Session, where they take turns, so that a noisy machine is noisy
 compare ratios. With the extra [bench] OpenVINO runs the plain network after them.
 """
 
+import ctypes
+import gc
 import json
 import pathlib
 import pickle
@@ -44,6 +46,7 @@ define_path("figure", None, "Draws time against share of gates on of the file --
 PAPER = {"on": 0.56, "off": 0.22}
 """Shares of gates that are always on and always off in the paper's ResNet-164; half of the others
 are on for a picture."""
+PICTURES = 32
 REQUESTS, OPENVINO = "requests.pickle", "plain.xml"
 """Files beside the exports."""
 WARM_UP = 2
@@ -131,7 +134,8 @@ def write_exports(name, scratch):
     model = build_gaternet(name, gater, shape, classes, gated_convs="all", gater_size=size)
     preprocessing = Preprocessing(*shape, (0.5,) * 3, (0.25,) * 3)
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (max(FLAGS.batch), *shape)).astype(np.uint8)
+    # Many, since the share of pictures for which a gate is on is set over them.
+    pictures = rng.integers(0, 256, (max(PICTURES, *FLAGS.batch), *shape)).astype(np.uint8)
     # Pictures of unlike contrast, since gates of plain noise hardly differ.
     contrast = np.linspace(0.2, 1, len(pictures))[:, None, None, None]
     pictures = (pictures * contrast).astype(np.uint8)
@@ -140,6 +144,9 @@ def write_exports(name, scratch):
     def write(title, network, order=None):
         directory = scratch / str(len(requests))
         write_saved_model(network, preprocessing, [str(n) for n in range(classes)], str(directory))
+        # Several GiB that C's allocator would otherwise keep.
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
         ordered = pictures if order is None else pictures[order]
         requests[title] = [
             Request(directory, "serving_default", {"images": ordered[:n]}) for n in FLAGS.batch

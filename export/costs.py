@@ -79,19 +79,18 @@ def _seconds(step, place, inputs, how, outputs) -> float:
 
 
 def _gates(count, on):
-    """Returns so many gates, of which so many are on."""
+    """Returns `count` gates, of which the first `on` are on."""
     gates = np.zeros(count, np.float32)
     gates[:on] = 1
     return tf.Variable(gates)
 
 
 def measure(function: Callable) -> float:
-    """Returns the least seconds of a call of a TensorFlow function: noise only adds."""
+    """Returns the shortest time of a call in seconds, since noise only adds to it."""
     seconds = []
     for number in range(WARM_UP + ROUNDS):
         started = time.perf_counter()
-        keep = function()
-        tf.nest.map_structure(lambda tensor: tensor.numpy(), keep)
+        function().numpy()
         if number >= WARM_UP:
             seconds.append(time.perf_counter() - started)
     return min(seconds)

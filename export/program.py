@@ -75,12 +75,13 @@ class Filters(Step):
     """A convolution or a dense layer.
 
     Attributes:
-      kind: "conv" (1x1 convolutions of a vector's places included), "depthwise" or "dense".
+      kind: "conv" (also for a dense layer on pictures, as a 1x1 convolution), "depthwise" or
+        "dense".
       kernel: [height, width, inputs, outputs], [height, width, channels, 1] or [inputs, outputs].
       bias: [outputs].
       activation: function of the outputs, or None.
       strides, padding, dilations: as TensorFlow's.
-      groups: parts of the inputs that each filter of a convolution reads one of.
+      groups: number of equal parts of a convolution's inputs; each filter reads one part.
     """
 
     kind: str
@@ -221,7 +222,7 @@ class Spread(Step):
 
 @dataclasses.dataclass(eq=False)
 class Constant(Step):
-    """A constant in each channel; the input, the network's, gives the number of pictures.
+    """A constant in each channel; the input is the network's, for the number of pictures.
 
     Attributes:
       value: [channels].
@@ -318,7 +319,7 @@ class Program:
     def run(self, values: Mapping[int, Any], compute: Callable | None = None) -> dict:
         """Returns the outputs by name, from the values that are given by their numbers.
 
-        `compute` is called for each step with what multiplies each gated value, the step and its
+        `compute` is called for each step with the gates of each gated value, the step and its
         inputs, and returns its output; by default it is `compute_step`.
         """
         values = dict(values)
@@ -332,7 +333,7 @@ class Program:
         return {name: values[value] for name, value in self.outputs.items()}
 
     def multipliers(self, gates, value) -> dict[Step, Any]:
-        """Returns what multiplies the channels of each gated value, from one split of all gates."""
+        """Returns the gates of each gated value's channels, from one split of all gates."""
         steps = [each for each in self.steps if isinstance(each, Gate) and each.inputs[1] == value]
         places = np.concatenate([step.places for step in steps])
         count = gates.shape[-1]
@@ -376,14 +377,13 @@ def constant(array: np.ndarray):
 
 def read_program(model: keras.Model) -> Program:
     """Returns the steps of a functional model of one picture, in inference."""
-    plain = require_functional(model)
-    return _Reader(plain).read(plain)
+    return _Reader().read(require_functional(model))
 
 
 class _Reader:
     """Reads a Keras graph; what it knows becomes a step of its own kind, the rest a `Call`."""
 
-    def __init__(self, model):
+    def __init__(self):
         self.numbers = itertools.count()
         self.steps: list[Step] = []
         self.shapes: dict[int, tuple] = {}
@@ -442,7 +442,7 @@ class _Reader:
         """Yields the steps of a layer that is known here; the last one's output is set later."""
         kind: Any = type(layer)
         shape: tuple = tensors[0].shape if tensors else ()
-        function = channelwise_function(layer)
+        function = _channelwise_function(layer)
         if not _is_channels_last(layer):
             return
         single = (layers.Conv2D, layers.Dense, layers.DepthwiseConv2D)
@@ -499,8 +499,8 @@ class _Reader:
         elif kind is layers.Concatenate and _is_last(layer.axis, shape):
             yield Merge(name, inputs, [-1], "concat")
         elif _is(layer, layers.Multiply) and _is_scaling(tensors):
-            wide = sorted(zip(tensors, inputs, strict=True), key=lambda each: _places(each[0]))
-            yield Merge(name, [wide[1][1], wide[0][1]], [-1], "product")
+            picture_first = _places(tensors[0]) >= _places(tensors[1])
+            yield Merge(name, inputs if picture_first else inputs[::-1], [-1], "product")
 
 
 def _filters(layer, name, inputs, outputs, rank) -> Filters:
@@ -536,7 +536,7 @@ def _is(operation, kind) -> bool:
     return type(operation).__name__ == kind.__name__
 
 
-def channelwise_function(operation) -> Callable | None:
+def _channelwise_function(operation) -> Callable | None:
     """Returns what an operation does in each channel and place, if it is such a one."""
     if type(operation) is layers.Activation:
         return operation.activation if _name(operation) in CHANNELWISE else None

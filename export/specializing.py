@@ -18,7 +18,7 @@ from export.settling import settle
 from gaternet_tf.evaluation import count_gates
 from gaternet_tf.models.gater import is_gater
 
-CALIBRATED, EXACT = MODES = ("calibrated", "exact")
+CALIBRATED, EXACT = "calibrated", "exact"
 
 
 @dataclasses.dataclass(frozen=True)
