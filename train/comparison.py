@@ -1,6 +1,7 @@
 """The paper's comparison from finished runs: the table and its figure."""
 
 import dataclasses
+import fnmatch
 import json
 import os
 import pathlib
@@ -8,13 +9,16 @@ import re
 from collections.abc import Iterable, Sequence
 from statistics import mean, stdev
 
+import numpy as np
+from scipy import stats
+
 from gaternet_tf.errors import UserError
 from gaternet_tf.runs import RunDirectory, open_run
 from train.config import ENVIRONMENT, GATE_SETTINGS, TrainingConfig
 
 COLUMNS = (
     *("dataset", "model", "parameters", "gates", "gates on", "MACs", "MACs without off filters"),
-    *("test error", "difference", "runs", "Pareto"),
+    *("test error", "difference", "p-value", "seeds", "Pareto"),
 )
 BASELINE = {"gater": "none", "attention": "none", "width": 16}
 """The plain backbone, to which others with the same recipe are compared."""
@@ -37,9 +41,13 @@ class Row:
       gate_rates: share of gates that are on, of each run; empty without gates.
       macs: multiply-accumulates of an image, see `gaternet_tf.macs`.
       macs_on: the same without off filters, mean over images, of each run.
+      seeds: of each run, ascending.
       accuracies: test accuracy of each run.
-      difference: mean test error minus that of the plain backbone with the same recipe; None if
-        that is not among the runs.
+      difference: mean test error minus that of the baseline, the plain backbone with the same
+        recipe by default; None if that is not among the runs.
+      p_value: of the t-test for a difference to the baseline's test error, paired by seed if the
+        two have at least two seeds in common, else Welch's; None without a baseline, with a single
+        run, or if no test error varies.
       pareto: whether no other row of the dataset beats this one: none is at least as accurate with
         at most as many MACs without off filters, and better in one of the two, on average.
     """
@@ -51,8 +59,10 @@ class Row:
     gate_rates: tuple[float, ...]
     macs: int
     macs_on: tuple[float, ...]
+    seeds: tuple[int, ...]
     accuracies: tuple[float, ...]
     difference: float | None = None
+    p_value: float | None = None
     pareto: bool = True
 
     def beats(self, other: "Row") -> bool:
@@ -61,16 +71,21 @@ class Row:
         return ours != theirs and all(a >= b for a, b in zip(ours, theirs, strict=True))
 
 
-def compare(workdirs: Iterable[str | os.PathLike]) -> list[Row]:
+def compare(workdirs: Iterable[str | os.PathLike], against: str | None = None) -> list[Row]:
     """Returns a row for each group of finished runs that differ in their seed only.
 
     Rows are ordered by dataset and backbone; the plain backbone comes first, then the others
     without gates, then the gated ones by lambda. Groups that would have the same name get the
     settings by which they differ after it.
 
+    Args:
+      workdirs: directories of the runs.
+      against: a pattern, such as `*squeeze*`, of the name of the baseline to compare with; default:
+        the plain backbone. Every recipe has a baseline of its own.
+
     Raises:
-      UserError: for a directory that is no finished run with a test accuracy, or two runs with the
-        same settings and seed.
+      UserError: for a directory that is no finished run with a test accuracy, two runs with the
+        same settings and seed, or a pattern that matches no row or several rows of a recipe.
     """
     groups: dict[str, list[RunDirectory]] = {}
     for workdir in workdirs:
@@ -91,19 +106,47 @@ def compare(workdirs: Iterable[str | os.PathLike]) -> list[Row]:
     ordered = sorted(groups.values(), key=lambda runs: _order(runs[0]))
     first_runs = [runs[0] for runs in ordered]
     rows = [_row(runs, name) for runs, name in zip(ordered, _names(first_runs), strict=True)]
-    baselines = {
-        _recipe(run): row for run, row in zip(first_runs, rows, strict=True) if _is_baseline(run)
-    }
+    baselines = _baselines(first_runs, rows, against)
     return [
         dataclasses.replace(
             row,
-            difference=mean(base.accuracies) - mean(row.accuracies)
-            if (base := baselines.get(_recipe(run)))
-            else None,
+            difference=mean(base.accuracies) - mean(row.accuracies) if base else None,
+            p_value=_p_value(row, base) if base else None,
             pareto=not any(r.beats(row) for r in rows if r.dataset == row.dataset),
         )
-        for run, row in zip(first_runs, rows, strict=True)
+        for row, base in zip(rows, map(baselines.get, map(_recipe, first_runs)), strict=True)
     ]
+
+
+def _baselines(runs, rows, against):
+    """Returns the row to compare with, by recipe."""
+    baselines: dict[str, Row] = {}
+    for run, row in zip(runs, rows, strict=True):
+        if fnmatch.fnmatchcase(row.model, against) if against else _is_baseline(run):
+            if other := baselines.get(_recipe(run)):
+                raise UserError(
+                    f"--against must match one row of a recipe, got '{against}', which matches "
+                    f"'{other.model}' and '{row.model}'; give more of the name"
+                )
+            baselines[_recipe(run)] = row
+    if against and not baselines:
+        models = ", ".join(f"'{row.model}'" for row in rows)
+        raise UserError(
+            f"--against must match the name of a row, got '{against}'; the rows are {models}"
+        )
+    return baselines
+
+
+def _p_value(row, base):
+    ours, theirs = (dict(zip(r.seeds, r.accuracies, strict=True)) for r in (row, base))
+    pairs = [ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]
+    samples = [pairs] if len(pairs) > 1 else [row.accuracies, base.accuracies]
+    # Without a spread, as when two seeds have the same difference by chance, p would be 0.
+    if min(map(len, samples)) < 2 or all(np.ptp(sample) < 1e-9 for sample in samples):
+        return None
+    if len(samples) == 1:
+        return float(stats.ttest_1samp(pairs, 0).pvalue)
+    return float(stats.ttest_ind(*samples, equal_var=False).pvalue)
 
 
 def _settings(run):
@@ -171,6 +214,7 @@ def model_name(config: dict) -> str:
 
 
 def _row(runs, name):
+    runs = sorted(runs, key=lambda run: run.config["seed"])
     results = [run.result for run in runs]
     return Row(
         dataset=_dataset(runs[0]),
@@ -180,6 +224,7 @@ def _row(runs, name):
         gate_rates=tuple(result["gate_rate"] for result in results if "gate_rate" in result),
         macs=results[0]["macs"],
         macs_on=tuple(result["macs_on"] for result in results),
+        seeds=tuple(run.config["seed"] for run in runs),
         accuracies=tuple(result["test_accuracy"] for result in results),
     )
 
@@ -202,7 +247,7 @@ def as_latex(rows: Sequence[Row]) -> str:
         for line in _table(rows)
     ]
     head, *lines = (" & ".join(line) + r" \\" for line in table)
-    numbers = 9
+    numbers = 10
     columns = "l" * (len(table[0]) - numbers) + "r" * numbers
     begin = rf"\begin{{tabular}}{{{columns}}}", r"\toprule"
     return "\n".join((*begin, head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"))
@@ -225,9 +270,17 @@ def _cells(row):
         _millions(row.macs_on if row.gates else [row.macs]),
         _mean_and_spread([100 * (1 - accuracy) for accuracy in row.accuracies], 2, "%"),
         "-" if row.difference is None else f"{100 * row.difference:+.2f}",
-        str(len(row.accuracies)),
+        "-" if row.p_value is None else f"{row.p_value:.2g}",
+        _seeds(row.seeds),
         "yes" if row.pareto else "no",
     ]
+
+
+def _seeds(seeds):
+    """Returns the ascending seeds as `0-2` if none is left out between, else as `0,1,3`."""
+    if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
+        return f"{seeds[0]}-{seeds[-1]}"
+    return ",".join(map(str, seeds))
 
 
 def _millions(values):
@@ -253,7 +306,6 @@ def write_comparison(rows: Sequence[Row], directory: pathlib.Path) -> None:
     """
     # Optional dependencies, which the table does without.
     import matplotlib as mpl
-    import numpy as np
     from matplotlib.figure import Figure
 
     from gaternet_tf.analysis.drawing import STYLE, class_style, literally, shown_name, write_csv
@@ -311,6 +363,8 @@ def _numbers(row):
         "test accuracy": mean(row.accuracies),
         "test accuracy std": spread(row.accuracies),
         "test error difference": "" if row.difference is None else row.difference,
-        "runs": len(row.accuracies),
+        "p-value": "" if row.p_value is None else row.p_value,
+        "runs": len(row.seeds),
+        "seeds": " ".join(map(str, row.seeds)),
         "Pareto": "yes" if row.pareto else "no",
     }

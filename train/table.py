@@ -10,6 +10,11 @@ from gaternet_tf.errors import UserError
 FLAGS = flags.FLAGS
 
 flags.DEFINE_enum("format", "markdown", ["markdown", "latex"], "How the table is printed.")
+flags.DEFINE_string(
+    "against",
+    None,
+    "Pattern of the model to compare with, such as '*squeeze*'; default: the plain backbone.",
+)
 define_path("output_dir", None, "Where comparison.csv, .png and .svg are written, if anywhere.")
 
 
@@ -31,7 +36,7 @@ def print_table(workdirs):
 
     if not workdirs:
         raise UserError("this command takes the directories of finished runs, got none")
-    rows = compare(workdirs)
+    rows = compare(workdirs, FLAGS.against)
     if FLAGS.output_dir:
         require_writable(FLAGS.output_dir, "--output_dir")
         write_comparison(rows, pathlib.Path(FLAGS.output_dir))

@@ -86,6 +86,7 @@ def test_the_table_and_its_figure(call, tmp_path):
         "comparison.svg",
     }
     assert r"\begin{tabular}" in call("train.table", "gated", "--format=latex").out
+    call("train.table", "gated", "--against=wide").assert_refused("got 'wide'; the rows are 'res")
     call("train.table").assert_refused("directories of finished runs")
     call("train.table", "nowhere").assert_refused("'nowhere' is none")
     call("train.table", "gated", "digits", "--output_dir=out").assert_refused("one dataset")

@@ -27,13 +27,13 @@ def runs(tmp_path):
 def test_seeds_of_a_model_share_a_row_and_the_baseline_comes_first(runs):
     head, rule, plain, gated = as_markdown(compare(runs)).splitlines()
     assert head.startswith("| model | parameters | gates | gates on | MACs |")
-    assert rule == "| " + " | ".join(["---"] * 10) + " |"
+    assert rule == "| " + " | ".join(["---"] * 11) + " |"
     assert plain == (
-        "| resnet20 | 272,186 | - | - | 31.00 M | 31.00 M | 9.50 % | +0.00 | 1 | yes |"
+        "| resnet20 | 272,186 | - | - | 31.00 M | 31.00 M | 9.50 % | +0.00 | - | 0 | yes |"
     )
     assert gated == (
         f"| {GATED} | 547,282 | 336 | 45.0 ± 7.1 % | 62.00 M | 51.00 ± 1.41 M | 9.00 ± 1.41 % "
-        "| -0.50 | 2 | yes |"
+        "| -0.50 | - | 0,1 | yes |"
     )
 
 
@@ -57,6 +57,46 @@ def test_rows_are_ordered_and_compared_to_the_plain_backbone_with_the_same_recip
     ]
 
 
+SLEEP = (
+    (0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0),
+    (1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4),
+)
+"""Student's data on two drugs, whose p-values are in the documentation of R's t.test."""
+
+
+@pytest.mark.parametrize(
+    ("first_seed", "p_value", "cells"),
+    [(0, 0.002833, "| -1.58 | 0.0028 | 0-9 |"), (9, 0.07939, "| -1.58 | 0.079 | 9-18 |")],
+)
+def test_the_t_test_is_paired_if_two_seeds_are_shared(tmp_path, first_seed, p_value, cells):
+    for seed, (gated, plain) in enumerate(zip(*SLEEP, strict=True)):
+        result = {"test_accuracy": 0.9 - gated / 100}
+        plant_run(tmp_path / f"gated-{seed}", result, seed=first_seed + seed)
+        result = {"test_accuracy": 0.9 - plain / 100}
+        plant_run(tmp_path / f"plain-{seed}", result, seed=seed, gater="none")
+        if seed < 2:
+            # As far from the plain backbone with both seeds.
+            result = {"test_accuracy": 0.95 - plain / 100}
+            plant_run(tmp_path / f"wide-{seed}", result, seed=seed, gater="none", width=23)
+    plant_run(tmp_path / "single", seed=20, sparsity=1.0)
+    rows = compare(tmp_path.iterdir())
+    assert [row.p_value for row in rows] == [None, None, pytest.approx(p_value, rel=1e-3), None]
+    assert cells in as_markdown(rows)
+
+
+def test_any_row_may_be_the_one_to_compare_with(tmp_path):
+    for number, (width, epochs) in enumerate([(16, 5), (23, 5), (16, 9), (23, 9), (12, 9)]):
+        settings = {"gater": "none", "width": width, "epochs": epochs}
+        plant_run(tmp_path / str(number), {"test_accuracy": 0.8 + number / 100}, **settings)
+    runs = sorted(tmp_path.iterdir())
+    differences = [round(row.difference, 6) for row in compare(runs, "*width 23*")]
+    assert differences == [0.01, 0.01, -0.01, 0, 0]
+    with pytest.raises(UserError, match=r"'\*width\*', which matches '.*width 12' and '.*width 23"):
+        compare(runs, "*width*")
+    with pytest.raises(UserError, match=r"got 'wide'; the rows are 'resnet20, epochs 5', '"):
+        compare(runs, "wide")
+
+
 def test_multiply_accumulates_have_four_significant_digits(tmp_path):
     for seed, macs in enumerate((1.465e6, 1.528e6, 254.96e6, 4089.2e6)):
         plant_run(tmp_path / str(seed), {"macs": macs}, gater="none", width=seed + 1)
@@ -70,13 +110,13 @@ def test_latex_has_the_same_cells(runs, tmp_path):
     begin, top, head, middle, plain, gated, other, *end = as_latex(
         compare([*runs, tmp_path / "other"])
     ).splitlines()
-    assert (begin, top, middle) == (r"\begin{tabular}{llrrrrrrrrr}", r"\toprule", r"\midrule")
+    assert (begin, top, middle) == (r"\begin{tabular}{llrrrrrrrrrr}", r"\toprule", r"\midrule")
     assert head.startswith("dataset & model & parameters & ")
     assert other.startswith(r"folder:a\_b & resnet8, gated by resnet20, lambda 0.1 & ")
     assert plain.startswith("fashion & resnet20 & ")
     assert gated == (
         rf"fashion & {GATED} & 547,282 & 336 & 45.0 $\pm$ 7.1 \% & 62.00 M & 51.00 $\pm$ 1.41 M "
-        r"& 9.00 $\pm$ 1.41 \% & $-$0.50 & 2 & yes \\"
+        r"& 9.00 $\pm$ 1.41 \% & $-$0.50 & - & 0,1 & yes \\"
     )
     assert end == [r"\bottomrule", r"\end{tabular}"]
 
@@ -105,6 +145,7 @@ def test_the_csv_and_the_figure_have_the_numbers(runs, tmp_path):
         plain, gated = csv.DictReader(file)
     assert float(gated["test accuracy"]) == pytest.approx(0.91)
     assert float(gated["test error difference"]) == pytest.approx(-0.005)
+    assert (gated["runs"], gated["seeds"], gated["p-value"]) == ("2", "0 1", "")
     assert float(gated["gate rate"]) == pytest.approx(0.45)
     assert float(gated["MACs without off filters std"]) == pytest.approx(2**0.5 * 1e6)
     assert plain["gate rate"] == plain["test accuracy std"] == ""
