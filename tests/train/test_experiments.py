@@ -25,7 +25,7 @@ def test_settings_are_legal_and_the_note_has_the_command():
     head, *rows, _ = list_experiments().splitlines()
     assert [row.split()[0] for row in rows] == list(EXPERIMENTS)
     assert max(map(len, (head, *rows))) < 80
-    assert len(list_experiments("fashion-resnet20-*").splitlines()) == 8
+    assert len(list_experiments("fashion-resnet20-*").splitlines()) == 11
     with pytest.raises(UserError, match="no experiment matches 'x\\*'; --experiment=help lists"):
         list_experiments("x*")
     with pytest.raises(UserError, match=r"got 'resnet20-fashion'.*did you mean fashion-resnet20-"):
@@ -40,8 +40,22 @@ def test_there_is_a_row_for_every_comparison_of_the_paper():
         for kind in KINDS
     }
     assert set(EXPERIMENTS) == expected | {
-        f"fashion-resnet{depth}-gated-open" for depth in (20, 56, 164)
+        *(
+            f"fashion-resnet{depth}-gated-open{sparsity}"
+            for depth in (20, 56, 164)
+            for sparsity in ("", "-lambda0", "-lambda0.01", "-lambda0.03")
+        ),
+        *(
+            f"fashion30-resnet20-{kind}"
+            for kind in ("plain", "wide", "gated-open", "gated-open-lambda0")
+        ),
     }
+    gated_open = find_experiment("fashion-resnet56-gated-open").settings
+    assert find_experiment("fashion-resnet56-gated-open-lambda0.01").settings == {
+        **gated_open,
+        "sparsity": 0.01,
+    }
+    assert find_experiment("fashion30-resnet20-plain").settings["epochs"] == 30
 
 
 def test_no_other_width_comes_nearer_to_the_gated_parameters():
