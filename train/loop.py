@@ -111,11 +111,12 @@ class Training:
         self.shared_checkpoints = RunDirectory(workdir).checkpoints
         self.settings = dataclasses.asdict(config)
         lasting = {key: self.settings[key] for key in self.settings if key not in ENVIRONMENT}
+        defaults = dataclasses.asdict(TrainingConfig())
         if self.workers > 1:
             latest = [os.path.basename(path) for path in saved_checkpoints(self.shared_checkpoints)]
             require_same_start(self.strategy, [lasting, latest[-1:]])
         if self.worker == 0:
-            self.run = prepare_run(workdir, lasting)
+            self.run = prepare_run(workdir, lasting, defaults)
         else:
             # Every worker must save, since that adds up variables of all, but only the first one's
             # files are used.
@@ -135,7 +136,7 @@ class Training:
         stack.enter_context(self.run.locked())
         if self.run.config_file.exists():
             # Another process may have trained here before this one locked the run.
-            prepare_run(workdir, lasting)
+            prepare_run(workdir, lasting, defaults)
             self._compare_document()
         else:
             self.run.write_document(
