@@ -152,8 +152,14 @@ class TrainingConfig:
     sparsity: float = setting(
         GATES, 0.1, "Weight lambda of the sparsity loss lambda * ||g||_1 / c.", at_least=0
     )
+    sparsity_delay_epochs: float = setting(
+        GATES, 0.0, "First epochs, in which lambda is 0.", at_least=0
+    )
     sparsity_warmup_epochs: float = setting(
-        GATES, 0.0, "Epochs in which lambda rises linearly to --sparsity.", at_least=0
+        GATES,
+        0.0,
+        "Epochs after --sparsity_delay_epochs in which lambda rises linearly to --sparsity.",
+        at_least=0,
     )
     gate_bias: float = setting(
         GATES,

@@ -26,8 +26,8 @@ from train.callbacks import (
     Checkpoints,
     EpochLog,
     ProgressBar,
+    Ramp,
     ReadableNames,
-    SparsityWarmUp,
     StopOnNonFinite,
     Validation,
     saved_checkpoints,
@@ -306,22 +306,26 @@ class Training:
         """Returns the callbacks in their order: each sees what those before it add to the logs."""
         config = self.config
         self.checkpoints.first_step = first_step
-        warm_up = round(config.sparsity_warmup_epochs * self.steps)
         return [
             ReadableNames(),
             StopOnNonFinite(),
             *([self.bar] if self.worker == 0 else []),
-            *(
-                [SparsityWarmUp(self.model.loss["gates"], warm_up)]
-                if warm_up and config.gater != NO_GATER
-                else []
-            ),
+            *(self._ramps() if config.gater != NO_GATER else []),
             self._validation(),
             *([self.best] if self.best else []),
             EpochLog(self.run, config.epochs, self.best, self.worker == 0, first_step),
             keras.callbacks.TensorBoard(self.run.tensorboard, write_graph=False),
             self.checkpoints,
         ]
+
+    def _ramps(self):
+        """Returns what changes the weight of the sparsity loss during training."""
+        config = self.config
+        delay, warm_up = (
+            round(epochs * self.steps)
+            for epochs in (config.sparsity_delay_epochs, config.sparsity_warmup_epochs)
+        )
+        return [Ramp(self.model.loss["gates"].scale, warm_up, delay)] if delay + warm_up else []
 
     def _validation(self):
         """Returns the callback that evaluates held-out images, or without any training images."""
