@@ -161,6 +161,9 @@ class TrainingConfig:
         "Epochs after --sparsity_delay_epochs in which lambda rises linearly to --sparsity.",
         at_least=0,
     )
+    gater_learning_rate_factor: float = setting(
+        GATES, 1.0, "The gater's learning rate as a multiple of the backbone's.", above=0
+    )
     gate_bias: float = setting(
         GATES,
         0.0,

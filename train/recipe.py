@@ -8,6 +8,7 @@ from keras import ops
 
 from gaternet_tf.losses import GateRate, SmoothedCrossentropy, SparsityLoss
 from gaternet_tf.models import GATER_PREFIX, build_gaternet
+from gaternet_tf.models.gater import is_gater
 from train.config import TrainingConfig
 
 DECAY_AT = (0.5, 0.75)
@@ -24,6 +25,24 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
     def __call__(self, step):
         warm = ops.minimum(1.0, (ops.cast(step, "float32") + 1.0) / self.steps)
         return warm * self.schedule(step)
+
+
+class GaterRate(keras.optimizers.Optimizer):
+    """Mixed into an optimizer, trains the gater at `gater_factor` times the learning rate."""
+
+    gater_factor = 1.0
+
+    def build(self, variables):
+        if not self.built:
+            layers = [variable.path.split("/")[:-1] for variable in variables]
+            # A set, since TensorFlow would save a list in checkpoints.
+            self.gater = {n for n, names in enumerate(layers) if any(map(is_gater, names))}
+        super().build(variables)
+
+    def update_step(self, gradient, variable, learning_rate):
+        if self._get_variable_index(variable) in self.gater:
+            learning_rate = learning_rate * self.gater_factor
+        super().update_step(gradient, variable, learning_rate)
 
 
 def build_and_compile(
@@ -93,11 +112,16 @@ def learning_rate_schedule(config: TrainingConfig, steps_per_epoch: int):
 
 
 def make_optimizer(config: TrainingConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:
-    """Returns SGD with Nesterov momentum, or Adam."""
+    """Returns SGD with Nesterov momentum, or Adam; with another rate for the gater if set."""
     schedule = learning_rate_schedule(config, steps_per_epoch)
-    if config.optimizer == "adam":
-        return keras.optimizers.Adam(schedule)
-    return keras.optimizers.SGD(schedule, momentum=config.momentum, nesterov=config.momentum > 0)
+    kind, settings = keras.optimizers.Adam, {}
+    if config.optimizer == "sgd":
+        kind = keras.optimizers.SGD
+        settings = {"momentum": config.momentum, "nesterov": config.momentum > 0}
+    if config.gater_learning_rate_factor != 1:
+        factor = {"gater_factor": config.gater_learning_rate_factor}
+        kind = type(f"{kind.__name__}WithGaterRate", (GaterRate, kind), factor)
+    return kind(schedule, **settings)
 
 
 def compile_model(
