@@ -221,6 +221,23 @@ class TrainingConfig:
         at_least=0,
         below=1,
     )
+    distill: str | None = setting(
+        OPTIMISATION,
+        None,
+        "Finished run, the teacher, with the same classes and pictures, from whose answers the "
+        "network learns too; default: none.",
+        path=ANY,
+    )
+    distill_weight: float = setting(
+        OPTIMISATION,
+        0.5,
+        "w in (1 - w) * cross-entropy + w * T^2 * KL(teacher || network) of --distill.",
+        at_least=0,
+        below=1,
+    )
+    distill_temperature: float = setting(
+        OPTIMISATION, 4.0, "T of --distill, by which both networks' logits are divided.", above=0
+    )
     freeze_backbone_epochs: int = setting(
         OPTIMISATION,
         0,

@@ -33,6 +33,7 @@ from train.callbacks import (
     saved_checkpoints,
 )
 from train.config import ENVIRONMENT, TrainingConfig
+from train.distillation import open_teacher
 from train.distribution import (
     check_replicas,
     choose_strategy,
@@ -128,9 +129,14 @@ class Training:
         set_dtype_policy = keras.mixed_precision.set_dtype_policy
         stack.callback(set_dtype_policy, keras.mixed_precision.dtype_policy())
         set_dtype_policy(config.dtype_policy)
-        shape, classes = self.preprocessing.shape, len(self.dataset.labels)
+        shape, labels = self.preprocessing.shape, self.dataset.labels
         with self.strategy.scope():
-            self.model = build_and_compile(config, shape, classes, self.steps, self.replicas)
+            teacher = (
+                open_teacher(config.distill, labels, self.preprocessing) if config.distill else None
+            )
+            self.model = build_and_compile(
+                config, shape, len(labels), self.steps, self.replicas, teacher
+            )
         if config.init_from and not self.run.config_file.exists():
             self._take_weights(config.init_from)
         stack.enter_context(self.run.locked())

@@ -10,6 +10,7 @@ from gaternet_tf.losses import GateRate, SmoothedCrossentropy, SparsityLoss
 from gaternet_tf.models import GATER_PREFIX, build_gaternet
 from gaternet_tf.models.gater import is_gater
 from train.config import TrainingConfig
+from train.distillation import Student
 
 DECAY_AT = (0.5, 0.75)
 """Parts of the training after which "step" divides by 10: epochs 80 and 120 of 160."""
@@ -51,6 +52,7 @@ def build_and_compile(
     num_classes: int,
     steps_per_epoch: int,
     replicas: int = 1,
+    teacher: keras.Model | None = None,
 ) -> keras.Model:
     """Builds the model of a run with its losses, metrics, weight decay and optimizer."""
     model = build_gaternet(
@@ -69,6 +71,9 @@ def build_and_compile(
         gater_size=config.gater_size or None,
         weights=config.weights,
     )
+    if teacher:
+        model = Student(model.input, model.output, name=model.name)
+        model.learn_from(teacher, config.distill_weight, config.distill_temperature)
     set_weight_decay(model, config.weight_decay)
     compile_model(
         model,
