@@ -170,6 +170,12 @@ class TrainingConfig:
         "Bias of the gates' pre-activations at the start; with 2 most gates are on then. The paper "
         "has 0.",
     )
+    gate_noise_warmup_epochs: float = setting(
+        GATES,
+        0.0,
+        "Epochs in which the standard deviation of the gates' noise rises linearly from 0 to 1.",
+        at_least=0,
+    )
     bottleneck: int = setting(
         GATES, 8, "Units of the layer before the gater's last; the paper's b.", at_least=1
     )

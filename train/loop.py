@@ -155,6 +155,7 @@ class Training:
         self.best = BestWeights(self.model) if selects else None
         with self.strategy.scope():
             self.checkpoints = Checkpoints(self.run, self.model, self.best, self.steps)
+            self.ramps = self._ramps() if config.gater != NO_GATER else []
         self.evaluator = Evaluator(self.model)
         self.trainable = {layer.name: layer.trainable for layer in self.model.layers}
         self.bar = ProgressBar(config.epochs)
@@ -316,7 +317,7 @@ class Training:
             ReadableNames(),
             StopOnNonFinite(),
             *([self.bar] if self.worker == 0 else []),
-            *(self._ramps() if config.gater != NO_GATER else []),
+            *self.ramps,
             self._validation(),
             *([self.best] if self.best else []),
             EpochLog(self.run, config.epochs, self.best, self.worker == 0, first_step),
@@ -325,13 +326,24 @@ class Training:
         ]
 
     def _ramps(self):
-        """Returns what changes the weight of the sparsity loss during training."""
+        """Returns what changes the gates' sparsity loss and noise during training."""
         config = self.config
-        delay, warm_up = (
+        delay, warm_up, noise_warm_up = (
             round(epochs * self.steps)
-            for epochs in (config.sparsity_delay_epochs, config.sparsity_warmup_epochs)
+            for epochs in (
+                config.sparsity_delay_epochs,
+                config.sparsity_warmup_epochs,
+                config.gate_noise_warmup_epochs,
+            )
         )
-        return [Ramp(self.model.loss["gates"].scale, warm_up, delay)] if delay + warm_up else []
+        ramps = []
+        if delay + warm_up:
+            ramps.append(Ramp(self.model.loss["gates"].scale, warm_up, delay))
+        if noise_warm_up:
+            noise_scale = tf.Variable(1.0, trainable=False)
+            self.model.get_layer("gates").noise_scale = lambda: noise_scale
+            ramps.append(Ramp(noise_scale, noise_warm_up))
+        return ramps
 
     def _validation(self):
         """Returns the callback that evaluates held-out images, or without any training images."""
