@@ -155,8 +155,12 @@ class RunDirectory:
         return keras.models.load_model(self.model_file, compile=False)
 
 
-def prepare_run(path: str | os.PathLike, config: dict) -> RunDirectory:
+def prepare_run(
+    path: str | os.PathLike, config: dict, defaults: dict | None = None
+) -> RunDirectory:
     """Checks that `path` is new, empty, or an unfinished run of the same `config`; writes nothing.
+
+    A setting that is newer than the run had its value in `defaults`.
 
     Raises:
       UserError: when it is none of these, or nothing can be written there.
@@ -171,7 +175,7 @@ def prepare_run(path: str | os.PathLike, config: dict) -> RunDirectory:
             f"--workdir must be new or a run to resume, and the run in '{path}' is finished; to "
             f"train on from its weights give --init_from={path} and another --workdir"
         )
-    old = run.config
+    old = (defaults or {}) | run.config
     if differing := [key for key in config if config[key] != old.get(key)]:
         changes = ", ".join(f"--{key}: {old.get(key)} then, {config[key]} now" for key in differing)
         raise UserError(

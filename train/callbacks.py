@@ -86,22 +86,25 @@ class StopOnNonFinite(keras.callbacks.Callback):
         )
 
 
-class SparsityWarmUp(keras.callbacks.Callback):
-    """Raises the weight of a `SparsityLoss` linearly over the first `steps` steps of a run.
+class Ramp(keras.callbacks.Callback):
+    """Keeps a variable at 0 for `delay` steps of a run, then raises it linearly to 1 in `steps`.
 
-    With `steps_per_execution` it changes once per execution.
+    In step n, counted from 1, it is `clip((n - delay) / max(1, steps), 0, 1)`. With
+    `steps_per_execution` it changes once per execution.
     """
 
-    def __init__(self, loss, steps: int):
+    def __init__(self, variable, steps: int, delay: int = 0):
         super().__init__()
-        self.loss = loss
-        self.steps = steps
+        self.variable = variable
+        self.steps = max(1, steps)
+        self.delay = delay
 
     def on_epoch_begin(self, epoch, logs=None):
         self.steps_before = step_of(self.model)
 
     def on_train_batch_begin(self, batch, logs=None):
-        self.loss.scale.assign(min(1.0, (self.steps_before + batch + 1) / self.steps))
+        step = self.steps_before + batch + 1
+        self.variable.assign(min(1.0, max(0.0, (step - self.delay) / self.steps)))
 
 
 class Validation(keras.callbacks.Callback):

@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 import keras
+import numpy as np
 
 from gaternet_tf.data import (
     Augmentation,
@@ -20,6 +21,8 @@ from gaternet_tf.models.backbones import load_plain
 from gaternet_tf.runs import RunDirectory, is_run
 from train.config import TrainingConfig
 
+SAME_NORMALIZATION = 0.01
+"""How far the means and deviations of pictures from 0 to 1 may lie apart, as those of seeds do."""
 SMALL_SET = 200_000
 VALIDATION = {True: 0.1, False: 0.01}
 """Share of the training images held out by default, of small sets and of large ones."""
@@ -59,11 +62,18 @@ def choose_preprocessing(config: TrainingConfig, dataset: Dataset) -> Preprocess
             f"--resize must be 0 or at least the {max(height, width)} pixels that are cut out "
             f"afterwards (--image_size), got {resize}"
         )
-    own = normalization_of_weights(config)
+    gater = normalization_of_run(config.gater)
+    own = normalization_of_weights(config) or gater
     if own:
         channels = len(own[0])
     if not config.normalize:
         own = (0.0,) * channels, (1 / 255,) * channels
+    if own and gater and not np.allclose(own, gater, atol=SAME_NORMALIZATION):
+        raise UserError(
+            "the gater sees the pictures as the backbone does, and the run of "
+            f"--gater={config.gater} normalised them otherwise (mean and deviation {gater}, here "
+            f"{own}); give a gater that was trained with this run's normalisation"
+        )
     raw = Preprocessing(
         height, width, channels, mean=(0.0,) * channels, std=(1.0,) * channels, resize=resize
     )
@@ -77,9 +87,8 @@ def normalization_of_weights(config: TrainingConfig) -> tuple[tuple, tuple] | No
     Those of a run's model.keras are the run's, those of keras.applications Keras' own.
     """
     for file in (config.weights, config.backbone):
-        if file and file.endswith(".keras") and is_run(os.path.dirname(file)):
-            preprocessing = RunDirectory(os.path.dirname(file)).preprocessing
-            return preprocessing.mean, preprocessing.std
+        if of_run := normalization_of_run(file):
+            return of_run
     if config.backbone.endswith(".keras"):
         network = load_plain(config.backbone)
         if isinstance(network.layers[1], keras.layers.Rescaling | keras.layers.Normalization):
@@ -91,6 +100,14 @@ def normalization_of_weights(config: TrainingConfig) -> tuple[tuple, tuple] | No
         return None
     mean, std = (tuple(value / 255.0 for value in part) for part in values)
     return mean, std
+
+
+def normalization_of_run(file: str | None) -> tuple[tuple, tuple] | None:
+    """Returns mean and standard deviation of the run whose model.keras a file is, or None."""
+    if file and file.endswith(".keras") and is_run(os.path.dirname(file)):
+        preprocessing = RunDirectory(os.path.dirname(file)).preprocessing
+        return preprocessing.mean, preprocessing.std
+    return None
 
 
 def choose_augmentation(config: TrainingConfig, dataset: Dataset) -> Augmentation:

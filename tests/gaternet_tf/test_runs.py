@@ -25,6 +25,9 @@ def test_the_same_settings_resume_and_others_are_named(tmp_path):
     assert run.config == CONFIG
     with pytest.raises(UserError, match=r"differ \(--epochs: 5 then, 6 now\)"):
         prepare_run(run.path, {**CONFIG, "epochs": 6})
+    prepare_run(run.path, {**CONFIG, "newer": 1.0}, {"newer": 1.0})
+    with pytest.raises(UserError, match=r"differ \(--newer: 1\.0 then, 2\.0 now\)"):
+        prepare_run(run.path, {**CONFIG, "newer": 2.0}, {"newer": 1.0})
     run.write_result({"test_accuracy": 0.5})
     with pytest.raises(UserError, match=r"is finished; to train on.* --init_from="):
         prepare_run(run.path, CONFIG)

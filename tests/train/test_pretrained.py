@@ -1,5 +1,7 @@
 """A backbone that brings its weights: their files, preprocessing, and training around them."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -109,7 +111,9 @@ def test_an_adapted_normalization_is_kept(tmp_path):
 
 @pytest.mark.usefixtures("eager")
 @pytest.mark.filterwarnings("ignore:Even though:UserWarning")
-def test_a_run_starts_from_a_plain_run_and_first_leaves_its_backbone_alone(data_dir, tmp_path):
+def test_a_run_starts_from_a_plain_run_and_first_leaves_its_backbone_alone(
+    data_dir, digits, tmp_path
+):
     common = {"steps_per_epoch": 1, "batch_size": 32, "select": "last"}
     train(small_config(data_dir, gater="none", **common), tmp_path / "plain")
     plain = open_run(tmp_path / "plain")
@@ -135,6 +139,18 @@ def test_a_run_starts_from_a_plain_run_and_first_leaves_its_backbone_alone(data_
     trained = models["frozen"].get_layer("gater_fc2").kernel
     assert (np.asarray(trained) != np.asarray(start.get_layer("gater_fc2").kernel)).any()
     assert all(layer.trainable for layer in models["free"].layers)
+
+    # The plain run as a gater: a classifier, whose weights and normalisation are kept.
+    gated = small_config(data_dir, gater=weights, validation=0.0, **common)
+    assert choose_preprocessing(gated, digits) == plain.preprocessing
+    model = build_gaternet("resnet8", weights, (8, 8, 1))
+    ours = {weight.path: weight for weight in model.weights}
+    for weight in plain.load_model().weights:
+        if not weight.path.startswith("logits"):
+            np.testing.assert_array_equal(ours[f"gater_{weight.path}"], weight, err_msg=weight.path)
+    other = dataclasses.replace(gated, normalize=False)
+    with pytest.raises(UserError, match=r"the run of --gater=.* normalised them otherwise"):
+        choose_preprocessing(other, digits)
     assert open_run(tmp_path / "frozen").preprocessing == plain.preprocessing
 
 
