@@ -86,25 +86,22 @@ class StopOnNonFinite(keras.callbacks.Callback):
         )
 
 
-class Ramp(keras.callbacks.Callback):
-    """Keeps a variable at 0 for `delay` steps of a run, then raises it linearly to 1 in `steps`.
+class SparsityWarmUp(keras.callbacks.Callback):
+    """Raises the weight of a `SparsityLoss` linearly over the first `steps` steps of a run.
 
-    In step n, counted from 1, it is `clip((n - delay) / max(1, steps), 0, 1)`. With
-    `steps_per_execution` it changes once per execution.
+    With `steps_per_execution` it changes once per execution.
     """
 
-    def __init__(self, variable, steps: int, delay: int = 0):
+    def __init__(self, loss, steps: int):
         super().__init__()
-        self.variable = variable
-        self.steps = max(1, steps)
-        self.delay = delay
+        self.loss = loss
+        self.steps = steps
 
     def on_epoch_begin(self, epoch, logs=None):
         self.steps_before = step_of(self.model)
 
     def on_train_batch_begin(self, batch, logs=None):
-        step = self.steps_before + batch + 1
-        self.variable.assign(min(1.0, max(0.0, (step - self.delay) / self.steps)))
+        self.loss.scale.assign(min(1.0, (self.steps_before + batch + 1) / self.steps))
 
 
 class Validation(keras.callbacks.Callback):

@@ -152,29 +152,14 @@ class TrainingConfig:
     sparsity: float = setting(
         GATES, 0.1, "Weight lambda of the sparsity loss lambda * ||g||_1 / c.", at_least=0
     )
-    sparsity_delay_epochs: float = setting(
-        GATES, 0.0, "First epochs, in which lambda is 0.", at_least=0
-    )
     sparsity_warmup_epochs: float = setting(
-        GATES,
-        0.0,
-        "Epochs after --sparsity_delay_epochs in which lambda rises linearly to --sparsity.",
-        at_least=0,
-    )
-    gater_learning_rate_factor: float = setting(
-        GATES, 1.0, "The gater's learning rate as a multiple of the backbone's.", above=0
+        GATES, 0.0, "Epochs in which lambda rises linearly to --sparsity.", at_least=0
     )
     gate_bias: float = setting(
         GATES,
         0.0,
         "Bias of the gates' pre-activations at the start; with 2 most gates are on then. The paper "
         "has 0.",
-    )
-    gate_noise_warmup_epochs: float = setting(
-        GATES,
-        0.0,
-        "Epochs in which the standard deviation of the gates' noise rises linearly from 0 to 1.",
-        at_least=0,
     )
     bottleneck: int = setting(
         GATES, 8, "Units of the layer before the gater's last; the paper's b.", at_least=1
@@ -226,23 +211,6 @@ class TrainingConfig:
         "Share of each label that is spread over all classes.",
         at_least=0,
         below=1,
-    )
-    distill: str | None = setting(
-        OPTIMISATION,
-        None,
-        "Finished run, the teacher, with the same classes and pictures, from whose answers the "
-        "network learns too; default: none.",
-        path=ANY,
-    )
-    distill_weight: float = setting(
-        OPTIMISATION,
-        0.5,
-        "w in (1 - w) * cross-entropy + w * T^2 * KL(teacher || network) of --distill.",
-        at_least=0,
-        below=1,
-    )
-    distill_temperature: float = setting(
-        OPTIMISATION, 4.0, "T of --distill, by which both networks' logits are divided.", above=0
     )
     freeze_backbone_epochs: int = setting(
         OPTIMISATION,

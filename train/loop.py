@@ -26,14 +26,13 @@ from train.callbacks import (
     Checkpoints,
     EpochLog,
     ProgressBar,
-    Ramp,
     ReadableNames,
+    SparsityWarmUp,
     StopOnNonFinite,
     Validation,
     saved_checkpoints,
 )
 from train.config import ENVIRONMENT, TrainingConfig
-from train.distillation import open_teacher
 from train.distribution import (
     check_replicas,
     choose_strategy,
@@ -129,14 +128,9 @@ class Training:
         set_dtype_policy = keras.mixed_precision.set_dtype_policy
         stack.callback(set_dtype_policy, keras.mixed_precision.dtype_policy())
         set_dtype_policy(config.dtype_policy)
-        shape, labels = self.preprocessing.shape, self.dataset.labels
+        shape, classes = self.preprocessing.shape, len(self.dataset.labels)
         with self.strategy.scope():
-            teacher = (
-                open_teacher(config.distill, labels, self.preprocessing) if config.distill else None
-            )
-            self.model = build_and_compile(
-                config, shape, len(labels), self.steps, self.replicas, teacher
-            )
+            self.model = build_and_compile(config, shape, classes, self.steps, self.replicas)
         if config.init_from and not self.run.config_file.exists():
             self._take_weights(config.init_from)
         stack.enter_context(self.run.locked())
@@ -155,7 +149,6 @@ class Training:
         self.best = BestWeights(self.model) if selects else None
         with self.strategy.scope():
             self.checkpoints = Checkpoints(self.run, self.model, self.best, self.steps)
-            self.ramps = self._ramps() if config.gater != NO_GATER else []
         self.evaluator = Evaluator(self.model)
         self.trainable = {layer.name: layer.trainable for layer in self.model.layers}
         self.bar = ProgressBar(config.epochs)
@@ -313,37 +306,22 @@ class Training:
         """Returns the callbacks in their order: each sees what those before it add to the logs."""
         config = self.config
         self.checkpoints.first_step = first_step
+        warm_up = round(config.sparsity_warmup_epochs * self.steps)
         return [
             ReadableNames(),
             StopOnNonFinite(),
             *([self.bar] if self.worker == 0 else []),
-            *self.ramps,
+            *(
+                [SparsityWarmUp(self.model.loss["gates"], warm_up)]
+                if warm_up and config.gater != NO_GATER
+                else []
+            ),
             self._validation(),
             *([self.best] if self.best else []),
             EpochLog(self.run, config.epochs, self.best, self.worker == 0, first_step),
             keras.callbacks.TensorBoard(self.run.tensorboard, write_graph=False),
             self.checkpoints,
         ]
-
-    def _ramps(self):
-        """Returns what changes the gates' sparsity loss and noise during training."""
-        config = self.config
-        delay, warm_up, noise_warm_up = (
-            round(epochs * self.steps)
-            for epochs in (
-                config.sparsity_delay_epochs,
-                config.sparsity_warmup_epochs,
-                config.gate_noise_warmup_epochs,
-            )
-        )
-        ramps = []
-        if delay + warm_up:
-            ramps.append(Ramp(self.model.loss["gates"].scale, warm_up, delay))
-        if noise_warm_up:
-            noise_scale = tf.Variable(1.0, trainable=False)
-            self.model.get_layer("gates").noise_scale = lambda: noise_scale
-            ramps.append(Ramp(noise_scale, noise_warm_up))
-        return ramps
 
     def _validation(self):
         """Returns the callback that evaluates held-out images, or without any training images."""

@@ -8,9 +8,7 @@ from keras import ops
 
 from gaternet_tf.losses import GateRate, SmoothedCrossentropy, SparsityLoss
 from gaternet_tf.models import GATER_PREFIX, build_gaternet
-from gaternet_tf.models.gater import is_gater
 from train.config import TrainingConfig
-from train.distillation import Student
 
 DECAY_AT = (0.5, 0.75)
 """Parts of the training after which "step" divides by 10: epochs 80 and 120 of 160."""
@@ -28,31 +26,12 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
         return warm * self.schedule(step)
 
 
-class GaterRate(keras.optimizers.Optimizer):
-    """Mixed into an optimizer, trains the gater at `gater_factor` times the learning rate."""
-
-    gater_factor = 1.0
-
-    def build(self, variables):
-        if not self.built:
-            layers = [variable.path.split("/")[:-1] for variable in variables]
-            # A set, since TensorFlow would save a list in checkpoints.
-            self.gater = {n for n, names in enumerate(layers) if any(map(is_gater, names))}
-        super().build(variables)
-
-    def update_step(self, gradient, variable, learning_rate):
-        if self._get_variable_index(variable) in self.gater:
-            learning_rate = learning_rate * self.gater_factor
-        super().update_step(gradient, variable, learning_rate)
-
-
 def build_and_compile(
     config: TrainingConfig,
     input_shape: tuple[int, int, int],
     num_classes: int,
     steps_per_epoch: int,
     replicas: int = 1,
-    teacher: keras.Model | None = None,
 ) -> keras.Model:
     """Builds the model of a run with its losses, metrics, weight decay and optimizer."""
     model = build_gaternet(
@@ -71,9 +50,6 @@ def build_and_compile(
         gater_size=config.gater_size or None,
         weights=config.weights,
     )
-    if teacher:
-        model = Student(model.input, model.output, name=model.name)
-        model.learn_from(teacher, config.distill_weight, config.distill_temperature)
     set_weight_decay(model, config.weight_decay)
     compile_model(
         model,
@@ -117,16 +93,11 @@ def learning_rate_schedule(config: TrainingConfig, steps_per_epoch: int):
 
 
 def make_optimizer(config: TrainingConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:
-    """Returns SGD with Nesterov momentum, or Adam; with another rate for the gater if set."""
+    """Returns SGD with Nesterov momentum, or Adam."""
     schedule = learning_rate_schedule(config, steps_per_epoch)
-    kind, settings = keras.optimizers.Adam, {}
-    if config.optimizer == "sgd":
-        kind = keras.optimizers.SGD
-        settings = {"momentum": config.momentum, "nesterov": config.momentum > 0}
-    if config.gater_learning_rate_factor != 1:
-        factor = {"gater_factor": config.gater_learning_rate_factor}
-        kind = type(f"{kind.__name__}WithGaterRate", (GaterRate, kind), factor)
-    return kind(schedule, **settings)
+    if config.optimizer == "adam":
+        return keras.optimizers.Adam(schedule)
+    return keras.optimizers.SGD(schedule, momentum=config.momentum, nesterov=config.momentum > 0)
 
 
 def compile_model(

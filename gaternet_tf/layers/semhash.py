@@ -101,8 +101,6 @@ class SemHash(keras.layers.Layer):
         self.seed = seed
         self.noise_stddev = noise_stddev
         self.hard_share = hard_share
-        # Training may put a variable here; in a function Keras does not save it with the layer.
-        self.noise_scale = lambda: 1.0
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.supports_masking = True
         self.input_spec = keras.layers.InputSpec(min_ndim=2)
@@ -114,8 +112,7 @@ class SemHash(keras.layers.Layer):
         noise_seed, coin_seed = tf.unstack(
             tf.random.experimental.stateless_split(replica_seed(self.seed_generator), 2)
         )
-        stddev = self.noise_stddev * self.noise_scale()
-        noise = tf.random.stateless_normal(tf.shape(z), noise_seed, stddev=stddev)
+        noise = tf.random.stateless_normal(tf.shape(z), noise_seed, stddev=self.noise_stddev)
         one_per_sample = [tf.shape(z)[0], *[1] * (len(z.shape) - 1)]
         coin = tf.random.stateless_uniform(one_per_sample, coin_seed)
         return semhash(z + noise, coin < self.hard_share)

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from gaternet_tf import UserError
+from gaternet_tf.losses import SparsityLoss
 from gaternet_tf.runs import RunDirectory
 from train.callbacks import (
     BestWeights,
     Checkpoints,
     ProgressBar,
-    Ramp,
+    SparsityWarmUp,
     StopOnNonFinite,
     Validation,
     epoch_line,
@@ -134,10 +135,9 @@ def test_the_bar_of_an_epoch_is_on_a_terminal_only(monkeypatch):
     assert shown[False] == ""
 
 
-@pytest.mark.parametrize(("steps", "delay"), [(15, 0), (12, 5), (0, 13)])
-def test_a_ramp_waits_and_then_rises_linearly_over_epochs(steps, delay):
-    scale = keras.Variable(1.0)
-    callback = Ramp(scale, steps, delay)
+def test_sparsity_warm_up_is_linear_over_epochs():
+    loss = SparsityLoss(0.1)
+    callback = SparsityWarmUp(loss, steps=15)
     model = small_model()
     callback.set_model(model)
     scales = []
@@ -146,10 +146,8 @@ def test_a_ramp_waits_and_then_rises_linearly_over_epochs(steps, delay):
         callback.on_epoch_begin(epoch)
         for batch in range(10):
             callback.on_train_batch_begin(batch)
-            scales.append(float(scale))
-    waited, rising = np.zeros(delay), np.arange(1, (steps or 1) + 1) / (steps or 1)
-    expected = np.concatenate([waited, rising, np.ones(20)])[:20]
-    np.testing.assert_allclose(scales, expected, rtol=1e-6)
+            scales.append(float(loss.scale))
+    np.testing.assert_allclose(scales, np.minimum(1, np.arange(1, 21) / 15), rtol=1e-6)
 
 
 def validate(on, off, held_out=True):

@@ -129,16 +129,6 @@ def test_an_epoch_has_whole_executions_only(digits, capsys):
         steps_of_epoch(small_config(None, batch_size=256, steps_per_execution=6), digits)
 
 
-def test_a_teacher_of_other_pictures_is_refused(trained, data_dir, tmp_path):
-    for changes, words in (
-        ({"image_size": 12}, r"differs in size \(\(8, 8, 1\) there, \(12, 12, 1\) here\)"),
-        ({"normalize": False}, r"differs in mean"),
-    ):
-        with pytest.raises(UserError, match=rf"--distill must be a run with the same.*{words}"):
-            train(small_config(data_dir, distill=str(trained.path), **changes), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.fixture(name="stopped")
 def stopped_fixture(trained, tmp_path):
     """An unfinished run of three epochs, all of them done."""

@@ -3,12 +3,10 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from helpers import run_python
 
 from gaternet_tf.runs import RunDirectory
 from train.config import TrainingConfig
-from train.distribution import choose_strategy
 from train.recipe import build_and_compile, learning_rate_schedule, make_optimizer, set_weight_decay
 
 STEPS = 10
@@ -42,31 +40,6 @@ def test_a_warm_up_rises_linearly_and_then_joins_the_schedule(schedule):
 
 def test_adam_is_adam():
     assert isinstance(make_optimizer(TrainingConfig(optimizer="adam"), 1), keras.optimizers.Adam)
-
-
-@pytest.mark.parametrize("strategy", ["none", "mirrored"])
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_the_gater_has_its_own_learning_rate(optimizer, strategy):
-    def moves(**settings):
-        """How far a step moves the weights of each layer."""
-        config = TrainingConfig(optimizer=optimizer, **settings)
-        with choose_strategy(strategy).scope():
-            names = ("gater_fc1", "gater_fc2", "stem", "logits")
-            layers = [keras.layers.Dense(1, kernel_initializer="zeros", name=n) for n in names]
-            model = keras.Sequential([keras.Input((1,)), *layers])
-            rates = make_optimizer(config, STEPS)
-            rates.build(model.trainable_variables)
-
-        def step():
-            # The first layer is frozen in this step.
-            rates.apply_gradients([(tf.ones(v.shape), v) for v in model.trainable_variables[2:]])
-
-        tf.function(lambda: choose_strategy(strategy).run(step))()
-        return np.array([layer.kernel.numpy().item() for layer in layers])
-
-    usual, fast = moves(), moves(gater_learning_rate_factor=3.0)
-    assert (usual[1:] < 0).all()
-    np.testing.assert_allclose(fast, usual * [1, 3, 1, 1], rtol=1e-6)
 
 
 KINDS = {

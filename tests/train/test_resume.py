@@ -37,9 +37,7 @@ def train_main_fixture(data_dir, tmp_path_factory):
         flags = ["--dataset=digits", f"--data_dir={data_dir}", f"--workdir={directory / workdir}"]
         flags += ["--backbone=resnet8", "--gater=resnet8", "--epochs=3", "--batch_size=16"]
         flags += [f"--steps_per_epoch={STEPS}", "--deterministic"]
-        flags += ["--freeze_backbone_epochs=1", "--gater_learning_rate_factor=2"]
-        flags += ["--sparsity_delay_epochs=0.5", "--sparsity_warmup_epochs=2"]
-        flags += ["--gate_noise_warmup_epochs=2.5"]
+        flags += ["--freeze_backbone_epochs=1"]
         before = ["-c", TRAIN_AND_SIGNAL, name, step] if name else ["-m", "train.main"]
         return run_python(*before, *flags, cwd=directory), directory / workdir
 

@@ -7,9 +7,8 @@ import tensorflow as tf
 
 from gaternet_tf import build_gaternet
 from gaternet_tf.losses import SparsityLoss
-from train.config import TrainingConfig
 from train.distribution import choose_strategy
-from train.recipe import build_and_compile, compile_model, set_weight_decay, with_targets
+from train.recipe import compile_model, set_weight_decay, with_targets
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(16, 8, 8, 1)).astype(np.float32)
@@ -88,30 +87,6 @@ def test_reported_losses_equal_an_independent_recomputation(one_replica):
     assert logs["loss"] == pytest.approx(task + sparsity + decay, rel=1e-4)
     assert logs["logits_accuracy"] == np.mean(logits.argmax(axis=1) == LABELS)
     assert logs["gates_gate_rate"] == pytest.approx(np.mean(outputs["gates"] > 0.5), abs=1e-6)
-
-
-@pytest.mark.parametrize("gater", ["resnet8", "none"])
-def test_a_teacher_adds_its_loss_and_nothing_else(gater):
-    teacher = build_gaternet("resnet8", "none", (8, 8, 1), seed=2)
-    settings = {"backbone": "resnet8", "gater": gater, "learning_rate": 1e-9, "sparsity": 0.0}
-    config = TrainingConfig(**settings, weight_decay=0.0, distill_weight=0.25)
-    models = [build_and_compile(config, (8, 8, 1), 10, 1, teacher=t) for t in (None, teacher)]
-    logs = []
-    for model in models:
-        model.run_eagerly = True
-        batches = with_targets(tf.data.Dataset.from_tensors((IMAGES, LABELS)), model)
-        history = model.fit(batches, shuffle=False, verbose=0).history
-        logs.append({key: values[-1] for key, values in history.items()})
-    alone, taught = logs
-    assert {**taught, "loss": alone["loss"]} == pytest.approx(alone, rel=1e-5)
-    assert [v.shape for v in models[0].variables] == [v.shape for v in models[1].variables]
-
-    again = build_and_compile(config, (8, 8, 1), 10, 1)
-    student = again(IMAGES, training=True)["logits"].numpy().astype(np.float64) / 4
-    answers = teacher(IMAGES)["logits"].numpy().astype(np.float64) / 4
-    t, s = (each - np.log(np.exp(each).sum(axis=1, keepdims=True)) for each in (answers, student))
-    divergence = 4**2 * np.mean(np.sum(np.exp(t) * (t - s), axis=1))
-    assert taught["loss"] == pytest.approx(0.75 * alone["loss"] + 0.25 * divergence, rel=1e-4)
 
 
 def test_lambda_scales_the_gradient_of_the_sparsity_loss():

@@ -101,17 +101,6 @@ def test_noise_is_standard_normal_for_every_gate():
     assert np.abs(np.corrcoef(gates[:, :5].T) - np.eye(5)).max() < 0.1
 
 
-def test_a_scale_of_the_noise_is_no_part_of_the_layer():
-    z = tf.fill([64, 8], 0.25)
-    layer, unscaled = SemHash(seed=5, hard_share=0.0), SemHash(seed=5, hard_share=0.0)
-    variables, scale = len(layer.variables), tf.Variable(1.0)
-    layer.noise_scale = lambda: scale
-    np.testing.assert_array_equal(layer(z, training=True), unscaled(z, training=True))
-    scale.assign(0.0)
-    np.testing.assert_allclose(layer(z, training=True), saturating_sigmoid(z), rtol=1e-6)
-    assert len(layer.variables) == variables
-
-
 def test_training_repeats_with_the_seed_and_differs_from_call_to_call():
     z = tf.zeros([64, 8])
     first, second = SemHash(seed=5), SemHash(seed=5)
