@@ -134,7 +134,8 @@ class TrainingConfig:
     gater: str = setting(
         GATES,
         "resnet20",
-        "Network that gates the backbone, named alike; 'none' for the plain backbone.",
+        "Network that gates the backbone, named alike; {seed} in a file's name stands for --seed; "
+        "'none' for the plain backbone.",
         path=NETWORK_FILES,
     )
     gater_size: int = setting(
@@ -293,7 +294,12 @@ class TrainingConfig:
             )
         find_backbone(self.backbone, self.width, self.attention)
         if self.gater != NO_GATER:
-            find_backbone(self.gater)
+            find_backbone(self.gater_network)
+
+    @property
+    def gater_network(self) -> str:
+        """`gater` with the run's seed in the place of "{seed}"."""
+        return self.gater.replace("{seed}", str(self.seed))
 
 
 GATE_SETTINGS = tuple(

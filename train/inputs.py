@@ -62,7 +62,7 @@ def choose_preprocessing(config: TrainingConfig, dataset: Dataset) -> Preprocess
             f"--resize must be 0 or at least the {max(height, width)} pixels that are cut out "
             f"afterwards (--image_size), got {resize}"
         )
-    gater = normalization_of_run(config.gater)
+    gater = normalization_of_run(config.gater_network)
     own = normalization_of_weights(config) or gater
     if own:
         channels = len(own[0])
@@ -71,8 +71,8 @@ def choose_preprocessing(config: TrainingConfig, dataset: Dataset) -> Preprocess
     if own and gater and not np.allclose(own, gater, atol=SAME_NORMALIZATION):
         raise UserError(
             "the gater sees the pictures as the backbone does, and the run of "
-            f"--gater={config.gater} normalised them otherwise (mean and deviation {gater}, here "
-            f"{own}); give a gater that was trained with this run's normalisation"
+            f"--gater={config.gater_network} normalised them otherwise (mean and deviation "
+            f"{gater}, here {own}); give a gater that was trained with this run's normalisation"
         )
     raw = Preprocessing(
         height, width, channels, mean=(0.0,) * channels, std=(1.0,) * channels, resize=resize

@@ -219,7 +219,7 @@ class Training:
             epochs, steps = self.checkpoints.restore(directory, previous_checkpoint)
         self.run.truncate_metrics(epochs)
         print(
-            f"{config.backbone}, gater {config.gater}: {count_parameters(self.model):,} "
+            f"{config.backbone}, gater {config.gater_network}: {count_parameters(self.model):,} "
             f"parameters, {len(gate_map(self.model))} gates\n"
             f"dataset {dataset.name} {dataset.version}: {dataset.training_images} images of "
             f"'{dataset.train_split}' train, {dataset.validation_images} validate, "

@@ -36,7 +36,7 @@ def build_and_compile(
     """Builds the model of a run with its losses, metrics, weight decay and optimizer."""
     model = build_gaternet(
         backbone=config.backbone,
-        gater=config.gater,
+        gater=config.gater_network,
         input_shape=input_shape,
         num_classes=num_classes,
         bottleneck=config.bottleneck,

@@ -143,6 +143,8 @@ def test_a_run_starts_from_a_plain_run_and_first_leaves_its_backbone_alone(
     # The plain run as a gater: a classifier, whose weights and normalisation are kept.
     gated = small_config(data_dir, gater=weights, validation=0.0, **common)
     assert choose_preprocessing(gated, digits) == plain.preprocessing
+    of_seed = dataclasses.replace(gated, gater="plain-{seed}/model.keras", seed=3)
+    assert of_seed.gater_network == "plain-3/model.keras"
     model = build_gaternet("resnet8", weights, (8, 8, 1))
     ours = {weight.path: weight for weight in model.weights}
     for weight in plain.load_model().weights:
