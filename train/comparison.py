@@ -22,6 +22,8 @@ COLUMNS = (
 )
 BASELINE = {"gater": "none", "attention": "none", "width": 16}
 """The plain backbone, to which others with the same recipe are compared."""
+PAIRED = 3
+"""Seeds that two rows must share to be compared seed by seed; two differences say too little."""
 LONGEST_MODEL = 90
 """Letters of a model's name that fit into the figure."""
 LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
@@ -44,10 +46,10 @@ class Row:
       seeds: of each run, ascending.
       accuracies: test accuracy of each run.
       difference: mean test error minus that of the baseline, the plain backbone with the same
-        recipe by default; None if that is not among the runs.
-      p_value: of the t-test for a difference to the baseline's test error, paired by seed if the
-        two have at least two seeds in common, else Welch's; None without a baseline, with a single
-        run, or if no test error varies.
+        recipe by default; over the seeds that both have if these are three or more, else over all.
+        None if the baseline is not among the runs.
+      p_value: of the t-test for that difference, paired by seed or Welch's; None without a
+        baseline, with a single run, or where the test error does not vary.
       pareto: whether no other row of the dataset beats this one: none is at least as accurate with
         at most as many MACs without off filters, and better in one of the two, on average.
     """
@@ -110,8 +112,7 @@ def compare(workdirs: Iterable[str | os.PathLike], against: str | None = None) -
     return [
         dataclasses.replace(
             row,
-            difference=mean(base.accuracies) - mean(row.accuracies) if base else None,
-            p_value=_p_value(row, base) if base else None,
+            **(_difference(row, base) if base else {}),
             pareto=not any(r.beats(row) for r in rows if r.dataset == row.dataset),
         )
         for row, base in zip(rows, map(baselines.get, map(_recipe, first_runs)), strict=True)
@@ -137,16 +138,21 @@ def _baselines(runs, rows, against):
     return baselines
 
 
-def _p_value(row, base):
+def _difference(row, base):
+    """Returns the difference to the baseline and its p-value, both of the same runs."""
     ours, theirs = (dict(zip(r.seeds, r.accuracies, strict=True)) for r in (row, base))
-    pairs = [ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]
-    samples = [pairs] if len(pairs) > 1 else [row.accuracies, base.accuracies]
-    # Without a spread, as when two seeds have the same difference by chance, p would be 0.
-    if min(map(len, samples)) < 2 or all(np.ptp(sample) < 1e-9 for sample in samples):
-        return None
-    if len(samples) == 1:
-        return float(stats.ttest_1samp(pairs, 0).pvalue)
-    return float(stats.ttest_ind(*samples, equal_var=False).pvalue)
+    pairs = [theirs[seed] - ours[seed] for seed in ours.keys() & theirs.keys()]
+    if paired := len(pairs) >= PAIRED:
+        samples, difference = [pairs], mean(pairs)
+    else:
+        samples = [base.accuracies, row.accuracies]
+        difference = mean(base.accuracies) - mean(row.accuracies)
+    p_value = None
+    # Without a spread, as when all seeds have the same difference by chance, p would be 0.
+    if min(map(len, samples)) > 1 and all(np.ptp(sample) > 1e-9 for sample in samples):
+        test = stats.ttest_1samp(pairs, 0) if paired else stats.ttest_ind(*samples, equal_var=False)
+        p_value = float(test.pvalue)
+    return {"difference": difference, "p_value": p_value}
 
 
 def _settings(run):

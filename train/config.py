@@ -5,6 +5,7 @@ Imports neither TensorFlow nor Keras, so that `python -m train.main --help` answ
 
 import dataclasses
 import math
+import os
 import re
 from typing import Any
 
@@ -292,6 +293,17 @@ class TrainingConfig:
                 "--init_from has the weights of the whole network, and --weights those of its "
                 "backbone; leave one out"
             )
+        networks = {
+            "backbone": self.backbone,
+            "weights": self.weights or "",
+            "gater": self.gater_network,
+        }
+        for name, path in networks.items():
+            if path.endswith(NETWORK_FILES) and not os.path.isfile(path):
+                raise UserError(
+                    f"--{name} must be a file that exists, and '{path}' does not exist; a run has "
+                    "its model.keras when it has been trained"
+                )
         find_backbone(self.backbone, self.width, self.attention)
         if self.gater != NO_GATER:
             find_backbone(self.gater_network)

@@ -182,7 +182,7 @@ def _require_same_rescaling(name, model, source):
 
 
 def load_plain(path: str) -> keras.Model:
-    """Returns the model in a .keras file.
+    """Returns the model in a .keras file; what it computes in half precision follows Keras' policy.
 
     Raises:
       UserError: when there is none.
@@ -190,11 +190,15 @@ def load_plain(path: str) -> keras.Model:
     if not os.path.isfile(path):
         raise UserError(f"a .keras file is required, and '{path}' does not exist")
     try:
-        return keras.models.load_model(path, compile=False)
+        model = keras.models.load_model(path, compile=False)
     except (ValueError, TypeError, OSError) as error:
         raise UserError(
             f"'{path}' cannot be loaded as a Keras model: {str(error).splitlines()[0]}"
         ) from error
+    for layer in model._flatten_layers(include_self=False):
+        if layer.dtype_policy.name.startswith("mixed_"):
+            layer.dtype_policy = keras.mixed_precision.dtype_policy()
+    return model
 
 
 def copy_network(source: keras.Model, model: keras.Model) -> None:

@@ -68,19 +68,21 @@ SLEEP = (
     ("first_seed", "p_value", "cells"),
     [(0, 0.002833, "| -1.58 | 0.0028 | 0-9 |"), (9, 0.07939, "| -1.58 | 0.079 | 9-18 |")],
 )
-def test_the_t_test_is_paired_if_two_seeds_are_shared(tmp_path, first_seed, p_value, cells):
+def test_the_t_test_is_paired_if_three_seeds_are_shared(tmp_path, first_seed, p_value, cells):
     for seed, (gated, plain) in enumerate(zip(*SLEEP, strict=True)):
         result = {"test_accuracy": 0.9 - gated / 100}
         plant_run(tmp_path / f"gated-{seed}", result, seed=first_seed + seed)
         result = {"test_accuracy": 0.9 - plain / 100}
         plant_run(tmp_path / f"plain-{seed}", result, seed=seed, gater="none")
-        if seed < 2:
-            # As far from the plain backbone with both seeds.
+        if seed < 3:
+            # As far from the plain backbone with each seed.
             result = {"test_accuracy": 0.95 - plain / 100}
             plant_run(tmp_path / f"wide-{seed}", result, seed=seed, gater="none", width=23)
     plant_run(tmp_path / "single", seed=20, sparsity=1.0)
     rows = compare(tmp_path.iterdir())
     assert [row.p_value for row in rows] == [None, None, pytest.approx(p_value, rel=1e-3), None]
+    # Difference and p-value are of the same runs: not 3.72, the difference of the means.
+    assert rows[1].difference == pytest.approx(-0.05)
     assert cells in as_markdown(rows)
 
 

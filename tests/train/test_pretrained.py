@@ -85,6 +85,16 @@ def test_other_classes_get_a_new_classifier_and_other_layers_are_refused(tmp_pat
             build_gaternet("resnet8", "none", (8, 8, 1), 3, weights=weights)
 
 
+def test_a_gater_from_a_file_computes_in_the_precision_of_the_run(tmp_path):
+    keras.mixed_precision.set_dtype_policy("mixed_bfloat16")
+    try:
+        plain_file(tmp_path / "half.keras", classes=3)
+    finally:
+        keras.mixed_precision.set_dtype_policy("float32")
+    model = build_gaternet("resnet8", str(tmp_path / "half.keras"), (8, 8, 1), 3)
+    assert {layer.compute_dtype for layer in model.layers} == {"float32"}
+
+
 def test_weights_that_cannot_be_fetched_are_one_sentence(monkeypatch):
     def refuse(**settings):
         if settings["weights"] == "imagenet":
@@ -145,6 +155,8 @@ def test_a_run_starts_from_a_plain_run_and_first_leaves_its_backbone_alone(
     assert choose_preprocessing(gated, digits) == plain.preprocessing
     of_seed = dataclasses.replace(gated, gater="plain-{seed}/model.keras", seed=3)
     assert of_seed.gater_network == "plain-3/model.keras"
+    with pytest.raises(UserError, match=r"--gater must .* 'plain-3/model.keras' does not"):
+        of_seed.check()
     model = build_gaternet("resnet8", weights, (8, 8, 1))
     ours = {weight.path: weight for weight in model.weights}
     for weight in plain.load_model().weights:
