@@ -149,7 +149,8 @@ def _difference(row, base):
         difference = mean(base.accuracies) - mean(row.accuracies)
     p_value = None
     # Without a spread, as when all seeds have the same difference by chance, p would be 0.
-    if min(map(len, samples)) > 1 and all(np.ptp(sample) > 1e-9 for sample in samples):
+    varies = min(map(len, samples)) > 1 and all(np.ptp(sample) > 1e-9 for sample in samples)
+    if varies and row is not base:
         test = stats.ttest_1samp(pairs, 0) if paired else stats.ttest_ind(*samples, equal_var=False)
         p_value = float(test.pvalue)
     return {"difference": difference, "p_value": p_value}

@@ -83,6 +83,7 @@ def test_the_t_test_is_paired_if_three_seeds_are_shared(tmp_path, first_seed, p_
     assert [row.p_value for row in rows] == [None, None, pytest.approx(p_value, rel=1e-3), None]
     # Difference and p-value are of the same runs: not 3.72, the difference of the means.
     assert rows[1].difference == pytest.approx(-0.05)
+    assert compare(tmp_path.glob("plain-[01]"))[0].p_value is None
     assert cells in as_markdown(rows)
 
 
