@@ -86,7 +86,7 @@ the same seed, which must have been trained before (`fashion-resnet20-plain`).""
     ),
 }
 PAPER = ("plain", "wide", "se", "gated", "gated-released")
-LONG = ("plain", "wide", "gated-open", "gated-open-lambda0")
+LONG = ("plain", "wide", "gated-open")
 DATASETS = {
     "cifar10": (45_000, {"dataset": "cifar10", **CIFAR}, SPEED, PAPER),
     "cifar100": (45_000, {"dataset": "cifar100", **CIFAR}, SPEED, PAPER),
@@ -95,20 +95,27 @@ DATASETS = {
 }
 """By prefix: number of training images, settings, backbones and kinds."""
 RESULTS = {
-    "fashion-resnet20-plain": "92.94, 92.75 % test accuracy (seeds 0, 1)",
-    "fashion-resnet20-wide": "93.22, 93.13 % (seeds 0, 1)",
-    "fashion-resnet20-se": "92.89, 92.97 % (seeds 0, 1)",
-    "fashion-resnet20-gated": (
-        "91.90, 90.87 % (seeds 0, 1), 39 % of gates on, 301 and 298 of 336 input-dependent"
-    ),
-    "fashion-resnet20-gated-open": (
-        "92.82, 92.77, 92.74 % (seeds 0, 1, 2), 54 % of gates on, 31 to 57 of 336 input-dependent"
-    ),
-    "fashion-resnet20-gated-open-lambda0": (
-        "93.16, 93.00 % (seeds 0, 1), 98 % of gates on, 34 and 35 of 336 input-dependent"
-    ),
+    "fashion-resnet20-plain": "93.09, 93.21, 92.55 %",
+    "fashion-resnet20-wide": "93.22, 93.13 % in float32 on a CPU",
+    "fashion-resnet20-se": "92.89, 92.97 % in float32 on a CPU",
+    "fashion-resnet20-gated": "87.92, 91.57 %, 39 % of gates on",
+    "fashion-resnet20-gated-released": "92.28, 92.51 %, 36 % of gates on",
+    "fashion-resnet20-gated-open": "92.85, 92.76, 92.72 %, 54 % of gates on",
+    "fashion-resnet20-gated-open-lambda0": "92.93, 93.06 %, 97 % of gates on",
+    "fashion-resnet20-gated-open-lambda0.01": "93.08, 93.18 %, 98 % of gates on",
+    "fashion-resnet20-gated-open-lambda0.03": "92.88, 92.90, 92.88 %, 92 % of gates on",
+    "fashion-resnet20-gated-pretrained": "93.42, 93.35 %, 38 % of gates on",
+    "fashion-resnet56-plain": "92.23, 92.04, 90.94 %",
+    "fashion-resnet56-wide": "92.17, 91.90, 92.10 %",
+    "fashion-resnet56-se": "93.21, 93.09, 93.30 %",
+    "fashion-resnet56-gated-open": "91.74, 90.62, 92.51 %, 45 % of gates on",
+    "fashion-resnet56-gated-open-lambda0": "91.49, 91.22, 91.69 %, 74 % of gates on",
+    "fashion-resnet56-gated-open-lambda0.03": "91.86, 91.74, 91.63 %, 60 % of gates on",
+    "fashion30-resnet20-plain": "94.27, 93.88 %",
+    "fashion30-resnet20-wide": "94.08, 94.42 %",
+    "fashion30-resnet20-gated-open": "93.81, 93.84 %, 45 % of gates on",
 }
-"""Test accuracies on two CPU cores; docs/fashion-mnist.md says more."""
+"""Test accuracies of seeds 0, 1 and 2, in bfloat16 on a GPU; docs/fashion-mnist.md says more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +152,7 @@ def _experiment(prefix, backbone, kind):
         "without"
     )
     if name in RESULTS:
-        note += f"\nResult: {RESULTS[name]}"
+        note += f"\nTest accuracy by seed: {RESULTS[name]} (docs/fashion-mnist.md)"
     return Experiment(name, note, settings, hours)
 
 

@@ -50,10 +50,7 @@ def test_there_is_a_row_for_every_comparison_of_the_paper():
             for sparsity in ("", "-lambda0", "-lambda0.01", "-lambda0.03")
         ),
         *(f"fashion-resnet{depth}-gated-pretrained" for depth in (20, 56, 164)),
-        *(
-            f"fashion30-resnet20-{kind}"
-            for kind in ("plain", "wide", "gated-open", "gated-open-lambda0")
-        ),
+        *(f"fashion30-resnet20-{kind}" for kind in ("plain", "wide", "gated-open")),
     }
     gated_open = find_experiment("fashion-resnet56-gated-open").settings
     assert find_experiment("fashion-resnet56-gated-open-lambda0.01").settings == {
