@@ -27,6 +27,7 @@ FASHION = {
     "flip": True,
 }
 OPEN = {"gater": "resnet20", "head_batch_norm": False, "gate_bias": 2.0}
+PRETRAINED = {**OPEN, "gater": "runs/fashion-resnet20-plain-{seed}/model.keras"}
 KINDS: dict[str, tuple[str, dict]] = {
     "plain": (
         """The backbone alone.
@@ -35,7 +36,7 @@ The baseline of the paper's tables, by the same code as the gated network.""",
         {"gater": "none"},
     ),
     "wide": (
-        """The backbone alone, wider.
+        """A wider backbone alone.
 
 More base channels than 16, for about the gated network's parameters: the paper's control for the
 gater's parameters. It does not print its widths; these come nearest to `gated`. ResNet-20 has 23
@@ -51,20 +52,20 @@ in Hu et al.""",
         {"gater": "none", "attention": "se"},
     ),
     "gated": (
-        """GaterNet, the paper's head.
+        """The paper's head.
 
 The formula of the paper's section 3, with batch normalisation in the gater's bottleneck. The
 paper does not print its recipe: this is that of the code it grew from.""",
         {"gater": "resnet20"},
     ),
     "gated-released": (
-        """GaterNet, the released head.
+        """The released head.
 
 That of the authors' code: like `gated`, without batch normalisation in the gater's bottleneck.""",
         {"gater": "resnet20", "head_batch_norm": False},
     ),
     "gated-open": (
-        """GaterNet, gates that start on.
+        """Gates that start on.
 
 Like `gated-released`, with a bias of 2 on the gates' pre-activations at the start, so that
 nearly all filters are on until the sparsity loss switches them off. A departure from the paper.""",
@@ -72,18 +73,25 @@ nearly all filters are on until the sparsity loss switches them off. A departure
     ),
     **{
         f"gated-open-lambda{sparsity:g}": (
-            f"Gates start on, lambda {sparsity:g}.\n\nLike `gated-open`, which has lambda 0.1.",
+            f"Start on, lambda {sparsity:g}.\n\nLike `gated-open`, which has lambda 0.1.",
             {**OPEN, "sparsity": sparsity},
         )
         for sparsity in (0.0, 0.01, 0.03)
     },
     "gated-pretrained": (
-        """Gater starts as a classifier.
+        """Pre-trained gater.
 
 Like `gated-open-lambda0.03`, with a gater that starts from the weights of the plain ResNet-20 of
 the same seed, which must have been trained before (`fashion-resnet20-plain`).""",
-        {**OPEN, "sparsity": 0.03, "gater": "runs/fashion-resnet20-plain-{seed}/model.keras"},
+        {**PRETRAINED, "sparsity": 0.03},
     ),
+    **{
+        f"gated-pretrained-lambda{sparsity:g}": (
+            "Pre-trained gater.\n\nLike `gated-pretrained`, which has lambda 0.03.",
+            {**PRETRAINED, "sparsity": sparsity},
+        )
+        for sparsity in (0.0, 0.01)
+    },
 }
 PAPER = ("plain", "wide", "se", "gated", "gated-released")
 LONG = ("plain", "wide", "gated-open")

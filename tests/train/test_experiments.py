@@ -29,7 +29,7 @@ def test_settings_are_legal_and_the_note_has_the_command():
     head, *rows, _ = list_experiments().splitlines()
     assert [row.split()[0] for row in rows] == list(EXPERIMENTS)
     assert max(map(len, (head, *rows))) < 80
-    assert len(list_experiments("fashion-resnet20-*").splitlines()) == 12
+    assert len(list_experiments("fashion-resnet20-*").splitlines()) == 14
     with pytest.raises(UserError, match="no experiment matches 'x\\*'; --experiment=help lists"):
         list_experiments("x*")
     with pytest.raises(UserError, match=r"got 'resnet20-fashion'.*did you mean fashion-resnet20-"):
@@ -49,7 +49,11 @@ def test_there_is_a_row_for_every_comparison_of_the_paper():
             for depth in (20, 56, 164)
             for sparsity in ("", "-lambda0", "-lambda0.01", "-lambda0.03")
         ),
-        *(f"fashion-resnet{depth}-gated-pretrained" for depth in (20, 56, 164)),
+        *(
+            f"fashion-resnet{depth}-gated-pretrained{sparsity}"
+            for depth in (20, 56, 164)
+            for sparsity in ("", "-lambda0", "-lambda0.01")
+        ),
         *(f"fashion30-resnet20-{kind}" for kind in ("plain", "wide", "gated-open")),
     }
     gated_open = find_experiment("fashion-resnet56-gated-open").settings
