@@ -87,7 +87,7 @@ the same seed, which must have been trained before (`fashion-resnet20-plain`).""
     ),
     **{
         f"gated-pretrained-lambda{sparsity:g}": (
-            "Pre-trained gater.\n\nLike `gated-pretrained`, which has lambda 0.03.",
+            f"Pre-trained, lambda {sparsity:g}.\n\nLike `gated-pretrained`, which has lambda 0.03.",
             {**PRETRAINED, "sparsity": sparsity},
         )
         for sparsity in (0.0, 0.01)
