@@ -99,7 +99,7 @@ def test_a_sweep_trains_what_is_missing_and_names_what_failed(data_dir, tmp_path
 def test_a_signal_stops_the_runs_and_the_sweep(tmp_path):
     with running("train.sweep", *FLAGS, "--seeds=0,1", cwd=tmp_path) as process:
         assert any(line.startswith("[1/2]") for line in process.stdout)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "[2/2]" not in out
