@@ -113,6 +113,8 @@ RESULTS = {
     "fashion-resnet20-gated-open-lambda0.01": "93.08, 93.18 %, 98 % of gates on",
     "fashion-resnet20-gated-open-lambda0.03": "92.88, 92.90, 92.88 %, 92 % of gates on",
     "fashion-resnet20-gated-pretrained": "93.42, 93.35 %, 38 % of gates on",
+    "fashion-resnet20-gated-pretrained-lambda0": "93.55, 93.46 % on a CPU, 66 % of gates on",
+    "fashion-resnet56-gated-pretrained-lambda0.01": "91.92 % on a CPU, 79 % of gates on",
     "fashion-resnet56-plain": "92.23, 92.04, 90.94 %",
     "fashion-resnet56-wide": "92.17, 91.90, 92.10 %",
     "fashion-resnet56-se": "93.21, 93.09, 93.30 %",
