@@ -81,7 +81,7 @@ def test_the_t_test_is_paired_if_three_seeds_are_shared(tmp_path, first_seed, p_
     plant_run(tmp_path / "single", seed=20, sparsity=1.0)
     rows = compare(tmp_path.iterdir())
     assert [row.p_value for row in rows] == [None, None, pytest.approx(p_value, rel=1e-3), None]
-    # Difference and p-value are of the same runs: not 3.72, the difference of the means.
+    # Over the same seeds as the p-value, and not -0.061, the difference of the means over all.
     assert rows[1].difference == pytest.approx(-0.05)
     assert compare(tmp_path.glob("plain-[01]"))[0].p_value is None
     assert cells in as_markdown(rows)
